@@ -1,0 +1,92 @@
+"""Everything s2robot raises on purpose.
+
+    S2RobotError            exit code 1: the work could not be done
+    |-- UsageError          exit code 2: what was asked for is not a thing one can ask for
+    |   |-- UnknownName     a name that is not in a table; the nearest one is suggested
+    |   `-- InvalidInput    an array, observation or setting outside its contract
+    |-- MissingExtra        an optional dependency is not installed; carries its pip line
+    |-- CorruptFile         a file that cannot be read back, or is not what its name says
+    |-- CheckpointMismatch  weights whose keys or shapes do not fit the model
+    |-- RenderingUnavailable  no offscreen OpenGL on this machine
+    `-- OutOfSpace          the disk is full; nothing half-written was left behind
+
+Every message says what came, what is allowed, and what to type next. The command line prints the
+message alone; `--debug` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+
+class S2RobotError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(S2RobotError):
+    """The request itself is wrong: nothing was started."""
+
+    exit_code = 2
+
+
+class UnknownName(UsageError):
+    """A name that is not in its table."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        tail = f" ({hint})" if hint else ""
+        super().__init__(f"Unknown {kind} {name!r}.{guess} Known: {', '.join(known)}{tail}")
+        self.nearest = near[0] if near else None
+
+
+class InvalidInput(UsageError, ValueError):
+    """A value outside its documented dtype, shape or range."""
+
+
+class MissingExtra(S2RobotError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed. Run: pip install 's2robot[{extra}]'"
+            f"  (from a checkout: pip install '.[{extra}]')"
+        )
+        self.extra = extra
+
+
+class CorruptFile(S2RobotError):
+    """A file that cannot be read back."""
+
+    def __init__(self, path: str | Path, why: str, remedy: str) -> None:
+        super().__init__(f"Cannot read {path}: {why}. {remedy}")
+        self.path = Path(path)
+
+
+class CheckpointMismatch(S2RobotError):
+    """Weights that do not fit the model they were given to."""
+
+
+class RenderingUnavailable(S2RobotError):
+    """No offscreen OpenGL: frames cannot be rendered here."""
+
+
+class OutOfSpace(S2RobotError, OSError):
+    """The disk is full."""
+
+
+def require(package: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional dependency, or raise `MissingExtra` with its pip line."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] != package.split(".")[0]:
+            raise  # the package is there, something *it* needs is not: do not hide which
+        raise MissingExtra(package, extra, purpose) from error
