@@ -1,0 +1,37 @@
+"""Tasks by name: `make_env("Lift")`, or `gymnasium.make("s2robot/Lift-v0")` after `import s2robot.envs`.
+
+To add a task, write its spec sheet in a file of its own and name it in `TASKS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+
+from s2robot.envs import lift
+from s2robot.envs.bridge import RobosuiteEnv
+from s2robot.envs.task import TaskSpec
+from s2robot.errors import UnknownName
+
+TASKS: dict[str, TaskSpec] = {task.name: task for task in (lift.TASK,)}
+
+
+def get_task(name: str) -> TaskSpec:
+    """The spec sheet of a task.
+
+    Raises:
+        UnknownName: with the nearest name there is.
+    """
+    if name not in TASKS:
+        raise UnknownName("task", name, TASKS, "s2robot list tasks")
+    return TASKS[name]
+
+
+def make_env(name: str, **options: Any) -> RobosuiteEnv:
+    """Make a task's environment; options are those of `RobosuiteEnv`."""
+    return RobosuiteEnv(get_task(name), **options)
+
+
+for _name in TASKS:
+    gymnasium.register(f"s2robot/{_name}-v0", entry_point="s2robot.envs:make_env", kwargs={"name": _name})

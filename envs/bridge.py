@@ -1,0 +1,208 @@
+"""robosuite behind Gymnasium's interface: the frames, proprioception and actions of `s2robot.types`.
+
+Two fidelities, named in every result:
+
+    exact  robosuite's own arithmetic: 2 ms physics steps, the controller at every one of them
+    fast   5 ms physics steps, the controller at every second one: about four times the steps a second
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from s2robot.envs.renderer import FrameRenderer
+from s2robot.envs.task import Privileged, TaskSpec, to_controller
+from s2robot.errors import InvalidInput, UnknownName, UsageError, require
+from s2robot.types import FRAMES, PROPRIOCEPTION, Observation
+
+REACH = 10.0  # bound of every proprioception field [m or rad]; a finite one, as learning libraries ask for
+FIDELITIES = {"exact": (0.002, 1), "fast": (0.005, 2)}  # physics step [s], controller every k-th of them
+
+
+class RobosuiteEnv(gymnasium.Env[Any, Any]):
+    """One robosuite task as a `gymnasium.Env`.
+
+    Args:
+        task: the spec sheet.
+        fidelity: "exact" or "fast".
+        cameras: camera names, one view each; default: the task's.
+        frame_size: pixels; render at the largest scale the encoder will look at.
+        quality: "fast" or "robosuite", see `envs.renderer`.
+        render_frames: False leaves `frames` black and needs no GL: for state-based work.
+
+    `step` after the end of an episode raises; an action outside [-1, 1] or with a NaN raises.
+    `reset(seed=k)` fixes everything: two resets with the same seed give the same bits from there on.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    render_mode = "rgb_array"
+
+    def __init__(
+        self,
+        task: TaskSpec,
+        *,
+        fidelity: str = "exact",
+        cameras: tuple[str, ...] | None = None,
+        frame_size: int = 256,
+        quality: str = "fast",
+        render_frames: bool = True,
+    ) -> None:
+        if fidelity not in FIDELITIES:
+            raise UnknownName("fidelity", fidelity, FIDELITIES)
+        self.task, self.fidelity, self.frame_size = task, fidelity, frame_size
+        self.cameras = tuple(cameras) if cameras else task.cameras
+        self._env = _make_robosuite(task)
+        self._set_fidelity(fidelity)
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        self._renderer = FrameRenderer(model, data, self.cameras, frame_size, quality) if render_frames else None
+        views, fields, actions = len(self.cameras), len(task.proprioception_names), len(task.action_names)
+        self.observation_space = spaces.Dict(
+            {
+                FRAMES: spaces.Box(0, 255, (views, frame_size, frame_size, 3), np.uint8),
+                PROPRIOCEPTION: spaces.Box(-REACH, REACH, (fields,), np.float32),
+            }
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
+        self._steps, self._over = 0, True
+        self.seconds = {"render": 0.0, "step": 0.0}  # wall time of the last drawing and of one control step
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        env = self._env
+        env.rng = env.placement_initializer.rng = self.np_random
+        for robot in env.robots:  # robosuite keeps the fingers' command across resets: an episode must not see the last
+            for gripper in robot.gripper.values():
+                gripper.current_action = np.zeros(gripper.dof)
+        with _quiet():
+            env.reset()
+        self._steps, self._over = 0, False
+        return self.observe(), {"success": False}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.step_chunk(np.asarray(action)[None])
+
+    def step_chunk(self, actions: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Execute actions (n, M) one after another and draw only the last state.
+
+        The same as n calls of `step`, the frames nobody would look at left out. Stops early where the episode
+        ends; `info["steps"]` says how many were executed, the reward is their sum.
+        """
+        reward, success, executed, start = 0.0, False, 0, time.perf_counter()
+        for action in actions:
+            self.advance(action)
+            executed += 1
+            reward += float(self._env.reward())
+            success = bool(self._env._check_success())
+            self._over = success or self._steps >= self.task.horizon
+            if self._over:
+                break
+        self.seconds["step"] = (time.perf_counter() - start) / max(1, executed)
+        info = {"success": success, "steps": executed}
+        return self.observe(), reward, success, self._over and not success, info
+
+    def advance(self, action: NDArray[np.float32]) -> None:
+        """One control step of physics, without drawing or judging."""
+        if self._over:
+            raise UsageError("This episode is over: call reset() before step()")
+        action = self._checked(action)
+        command = to_controller(action, self.task.action_names)
+        timestep, every = FIDELITIES[self.fidelity]
+        env, sim = self._env, self._env.sim
+        for substep in range(round(1 / (self.task.control_hz * timestep))):
+            sim.step1()
+            if substep % every == 0:
+                env._pre_action(command, policy_step=substep == 0)
+            sim.step2()
+        self._steps += 1
+
+    def observe(self) -> dict[str, NDArray[Any]]:
+        """The observation of the present state."""
+        return {FRAMES: self.frames(), PROPRIOCEPTION: self.proprioception()}
+
+    def frames(self) -> NDArray[np.uint8]:
+        """Every camera, (V, H, W, 3) RGB, top row first."""
+        if self._renderer is None:
+            return np.zeros((len(self.cameras), self.frame_size, self.frame_size, 3), np.uint8)
+        start = time.perf_counter()
+        frames = self._renderer.render()
+        self.seconds["render"] = time.perf_counter() - start
+        return frames
+
+    def proprioception(self) -> NDArray[np.float32]:
+        """Gripper position [m, world frame] and finger joints [m], (5,)."""
+        env, robot = self._env, self._env.robots[0]
+        gripper = env.sim.data.site_xpos[robot.eef_site_id["right"]]
+        fingers = env.sim.data.qpos[robot._ref_gripper_joint_pos_indexes["right"]]
+        return np.concatenate([gripper, fingers]).astype(np.float32)
+
+    def privileged(self) -> Privileged:
+        """Simulator state for experts and probes; no policy may see it."""
+        return self.task.privileged(self._env)
+
+    def state(self) -> NDArray[np.float64]:
+        """MuJoCo's flattened state (time, qpos, qvel), as robomimic stores it."""
+        flat: NDArray[np.float64] = self._env.sim.get_state().flatten()
+        return flat
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        """The first camera, (H, W, 3)."""
+        return self.frames()[0]
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        self._env.close()
+
+    def _checked(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        action = np.asarray(action, np.float32)
+        names = self.task.action_names
+        if action.shape != (len(names),):
+            raise InvalidInput(f"Action has shape {action.shape}; {self.task.name} takes ({len(names)},): {', '.join(names)}")
+        if not np.isfinite(action).all() or np.abs(action).max() > 1.0 + 1e-6:
+            raise InvalidInput(f"Action {action} is outside [-1, 1] or not finite; clip it if that is what you mean")
+        return action
+
+    def _set_fidelity(self, fidelity: str) -> None:
+        timestep, _ = FIDELITIES[fidelity]
+        self._env.sim.model.opt.timestep = timestep
+        self._env.model_timestep = timestep
+
+
+def _make_robosuite(task: TaskSpec) -> Any:
+    rng = np.random.default_rng(0)  # model constants (the cube's size) are the same in every process
+    with _quiet():
+        suite = require("robosuite", extra="sim", purpose=f"The task {task.name}")
+        return suite.make(
+            task.robosuite_name,
+            robots=task.robot,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            control_freq=task.control_hz,
+            horizon=task.horizon,
+            ignore_done=True,
+            hard_reset=False,
+            seed=0,
+            **task.robosuite_kwargs(rng),
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """robosuite warns of optional robots at import and names a file at every make."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

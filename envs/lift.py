@@ -1,0 +1,91 @@
+"""Lift: grasp the red cube and raise it.
+
+robot      Panda, OSC_POSE at 20 Hz; the policy drives xyz and the gripper
+cameras    agentview (in front, looking down at the table), robot0_eye_in_hand
+start      the cube anywhere within +-12 cm of the table centre (robosuite's own Lift: +-3 cm), any yaw
+success    the cube's centre is 4 cm above the table: robosuite's own criterion
+horizon    100 control steps (5 s)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2robot.envs.task import Privileged, TaskSpec
+
+PLACEMENT = 0.12  # half-width of the square in which the cube's centre is placed [m]
+
+
+class LiftExpert:
+    """Above the cube, down, close, up: proportional control on the gripper's position.
+
+    Each phase is entered from the state alone, so a disturbed arm goes back to the phase it needs.
+    """
+
+    GAIN = 12.0  # action per metre of error; saturates at 8 cm
+    CLOSE_STEPS = 4
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._closing = 0
+
+    def act(self, state: Privileged) -> NDArray[np.float32]:
+        error = state["cube"] - state["gripper"]  # (3,)
+        over_cube = np.hypot(error[0], error[1]) < (0.02 if self._closing else 0.012)
+        if not over_cube:
+            self._closing = 0
+            above = np.array([error[0], error[1], error[2] + 0.06])
+            return self._move(above, close=False)
+        if not self._closing and abs(error[2]) > 0.01:
+            return self._move(error, close=False)
+        self._closing += 1
+        if self._closing <= self.CLOSE_STEPS:
+            return self._move(error, close=True)
+        return self._move(np.array([0.0, 0.0, 0.1]), close=True)
+
+    def _move(self, error: NDArray[np.float64], *, close: bool) -> NDArray[np.float32]:
+        xyz = np.clip(self.GAIN * error, -1, 1)
+        return np.array([*xyz, 1.0 if close else -1.0], np.float32)
+
+
+def _robosuite_kwargs(rng: np.random.Generator) -> dict[str, Any]:
+    from robosuite.utils.placement_samplers import UniformRandomSampler
+
+    sampler = UniformRandomSampler(
+        name="ObjectSampler",
+        x_range=[-PLACEMENT, PLACEMENT],
+        y_range=[-PLACEMENT, PLACEMENT],
+        rotation=None,
+        ensure_object_boundary_in_range=False,
+        ensure_valid_placement=True,
+        reference_pos=np.array((0, 0, 0.8)),
+        z_offset=0.01,
+        rng=rng,
+    )
+    return {"placement_initializer": sampler}
+
+
+def _privileged(env: Any) -> Privileged:
+    gripper = env.sim.data.site_xpos[env.robots[0].eef_site_id["right"]]
+    return {"cube": env.sim.data.body_xpos[env.cube_body_id].copy(), "gripper": gripper.copy()}
+
+
+TASK = TaskSpec(
+    name="Lift",
+    robosuite_name="Lift",
+    robot="Panda",
+    cameras=("agentview", "robot0_eye_in_hand"),
+    horizon=100,
+    control_hz=20,
+    action_names=("dx", "dy", "dz", "gripper"),
+    proprioception_names=("gripper_x", "gripper_y", "gripper_z", "left_finger", "right_finger"),
+    success="cube centre 4 cm above the table",
+    expert=LiftExpert,
+    robosuite_kwargs=_robosuite_kwargs,
+    privileged=_privileged,
+)

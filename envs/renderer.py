@@ -1,0 +1,130 @@
+"""Frames from MuJoCo, fast: one offscreen context per process, and only the work a camera needs.
+
+Software GL spends its time on vertices and on effects no policy needs. The `fast` profile turns
+shadows, reflections and multisampling off and thins the *visual* meshes once, in place, on the
+compiled model. Collision meshes are not touched: the physics cannot notice. `quality="robosuite"`
+leaves everything as robosuite draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2robot import gl
+from s2robot.errors import InvalidInput, RenderingUnavailable, UnknownName
+
+CLUSTER = 0.012  # vertices closer than this share one [m]; 20 mm visibly breaks the gripper
+SMALL_MESH = 700  # meshes with fewer faces are left alone
+QUALITIES = ("fast", "robosuite")
+VISUAL_GROUP, HIDDEN_GROUP = 1, 4
+
+
+class FrameRenderer:
+    """Renders named cameras of one simulation to RGB frames.
+
+    Args:
+        model, data: MuJoCo's own structures (`sim.model._model`, `sim.data._data` in robosuite).
+        cameras: camera names, one per view.
+        size: frames are size x size pixels.
+        quality: "fast" or "robosuite".
+
+    Raises:
+        RenderingUnavailable: no offscreen OpenGL; the message names the packages to install.
+        UnknownName: a camera or quality that does not exist.
+    """
+
+    def __init__(self, model: Any, data: Any, cameras: tuple[str, ...], size: int, quality: str = "fast") -> None:
+        import mujoco
+
+        if quality not in QUALITIES:
+            raise UnknownName("render quality", quality, QUALITIES)
+        if size < 8:
+            raise InvalidInput(f"Frames of {size} pixels are too small to render; use 8 or more")
+        known = [model.camera(i).name for i in range(model.ncam)]
+        for name in cameras:
+            if name not in known:
+                raise UnknownName("camera", name, known)
+        gl.prepare()
+        if quality == "fast":
+            thin_visual_meshes(model)
+            model.vis.quality.offsamples = 0
+        model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
+        model.vis.global_.offheight = max(size, model.vis.global_.offheight)
+        try:
+            self._renderer = mujoco.Renderer(model, size, size)
+        except Exception as error:  # mujoco raises whatever its GL back end raises
+            raise RenderingUnavailable(f"MuJoCo could not open an offscreen GL context: {error}") from error
+        self._data, self.cameras, self.size = data, cameras, size
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[:] = 0
+        self._options.geomgroup[VISUAL_GROUP] = 1
+        self._options.sitegroup[:] = 0
+        if quality == "fast":
+            flags = self._renderer.scene.flags
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                flags[flag] = 0
+
+    def render(self, decorate: Callable[[Any], None] | None = None) -> NDArray[np.uint8]:
+        """Draw every camera now: (V, H, W, 3) uint8 RGB, top row first.
+
+        decorate: called with MuJoCo's scene before each drawing, to add shapes that only a camera sees.
+        """
+        frames = np.empty((len(self.cameras), self.size, self.size, 3), np.uint8)
+        for view, camera in enumerate(self.cameras):
+            self._renderer.update_scene(self._data, camera=camera, scene_option=self._options)
+            if decorate is not None:
+                decorate(self._renderer.scene)
+            self._renderer.render(out=frames[view])
+        return frames
+
+    def close(self) -> None:
+        self._renderer.close()
+
+
+def thin_visual_meshes(model: Any, cluster: float = CLUSTER) -> int:
+    """Merge near vertices of visual-only meshes in place; return how many faces are left.
+
+    Faces keep their own normals, so shading stays smooth. Must run before the GL context is made,
+    since that is when meshes are uploaded.
+    """
+    for mesh in _visual_only_meshes(model):
+        count = int(model.mesh_facenum[mesh])
+        if count < SMALL_MESH:
+            continue
+        start, verts = int(model.mesh_faceadr[mesh]), int(model.mesh_vertadr[mesh])
+        rows = slice(start, start + count)
+        points = model.mesh_vert[verts : verts + int(model.mesh_vertnum[mesh])]  # (n, 3)
+        merged = _representatives(points, cluster)[model.mesh_face[rows]]  # (faces, 3)
+        solid = (merged != np.roll(merged, 1, axis=1)).all(axis=1)
+        _, first = np.unique(np.sort(merged, axis=1), axis=0, return_index=True)
+        keep = np.intersect1d(np.flatnonzero(solid), first)
+        kept = slice(start, start + len(keep))
+        normals, texture = model.mesh_facenormal[rows][keep], model.mesh_facetexcoord[rows][keep]
+        model.mesh_face[kept] = merged[keep]
+        model.mesh_facenormal[kept], model.mesh_facetexcoord[kept] = normals, texture
+        model.mesh_facenum[mesh] = len(keep)
+    return int(model.mesh_facenum.sum())
+
+
+def _visual_only_meshes(model: Any) -> list[int]:
+    import mujoco
+
+    is_mesh = model.geom_type == mujoco.mjtGeom.mjGEOM_MESH
+    collides = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
+    return sorted(set(model.geom_dataid[is_mesh]) - set(model.geom_dataid[is_mesh & collides]) - {-1})
+
+
+def _representatives(points: NDArray[np.float32], cluster: float) -> NDArray[np.int32]:
+    """For each vertex, the index of the vertex that stands for its grid cell: the one nearest the cell's mean."""
+    cells = np.floor(points / cluster).astype(np.int64)  # (n, 3)
+    _, cell, size = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    cell = cell.reshape(-1)
+    mean = np.stack([np.bincount(cell, points[:, k]) for k in range(3)], axis=1) / size[:, None]
+    distance = ((points - mean[cell]) ** 2).sum(axis=1)
+    order = np.lexsort((distance, cell))
+    nearest = order[np.searchsorted(cell[order], np.arange(len(size)))]
+    return nearest[cell].astype(np.int32)

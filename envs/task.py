@@ -1,0 +1,57 @@
+"""What a task is: a spec sheet, and the privileged expert that can do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Privileged = Mapping[str, NDArray[np.float64]]
+"""Simulator state that no camera and no policy sees: poses in metres, world frame."""
+
+
+class Expert(Protocol):
+    """A scripted demonstrator. It reads privileged state; it never sees a frame."""
+
+    def reset(self) -> None: ...
+
+    def act(self, state: Privileged) -> NDArray[np.float32]:
+        """The clean action for this state, (M,) in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task on one page. Lengths in metres, rates in hertz, actions in [-1, 1].
+
+    action_names: which inputs of robosuite's OSC_POSE controller (plus gripper) the policy drives;
+        the others are held at zero. One unit of dx/dy/dz asks for 5 cm of motion in one control step.
+    robosuite_kwargs: called once per environment with its random generator.
+    """
+
+    name: str
+    robosuite_name: str
+    robot: str
+    cameras: tuple[str, ...]
+    horizon: int
+    control_hz: int
+    action_names: tuple[str, ...]
+    proprioception_names: tuple[str, ...]
+    success: str
+    expert: Callable[[], Expert]
+    robosuite_kwargs: Callable[[np.random.Generator], dict[str, Any]] = field(default=lambda rng: {})
+    privileged: Callable[[Any], Privileged] = field(default=lambda env: {})
+
+
+OSC_POSE_INPUTS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+
+
+def to_controller(action: NDArray[np.float32], names: tuple[str, ...]) -> NDArray[np.float64]:
+    """Spread a task's action (M,) over the inputs of OSC_POSE plus gripper, (7,)."""
+    full = np.zeros(len(OSC_POSE_INPUTS))
+    for value, name in zip(action, names, strict=True):
+        full[OSC_POSE_INPUTS.index(name)] = value
+    return full

@@ -1,0 +1,218 @@
+"""The bridge to robosuite: contracts, seeds, fidelities, orientation, action order."""
+
+from __future__ import annotations
+
+import hashlib
+
+import gymnasium
+import numpy as np
+import pytest
+
+import s2robot
+from s2robot.envs import TASKS, get_task, make_env
+from s2robot.envs.bridge import FIDELITIES, RobosuiteEnv
+from s2robot.envs.lift import PLACEMENT
+from s2robot.envs.task import to_controller
+from s2robot.errors import InvalidInput, UnknownName, UsageError
+from s2robot.types import FRAMES, PROPRIOCEPTION, check_observation
+
+pytestmark = pytest.mark.sim
+
+
+def play(env: RobosuiteEnv, seed: int, steps: int = 12) -> str:
+    """A digest of everything an episode shows."""
+    digest = hashlib.sha256()
+    observation, _ = env.reset(seed=seed)
+    actions = np.random.default_rng(seed).uniform(-1, 1, (steps, *env.action_space.shape)).astype(np.float32)
+    for action in actions:
+        digest.update(observation[FRAMES].tobytes() + observation[PROPRIOCEPTION].tobytes() + env.state().tobytes())
+        observation, *_ = env.step(action)
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_keeps_gymnasiums_contract(name: str) -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    env = gymnasium.make(f"s2robot/{name}-v0", frame_size=32, fidelity="fast", disable_env_checker=True)
+    try:
+        check_env(env.unwrapped, skip_render_check=True)
+        observation, _ = env.reset(seed=0)
+        check_observation(observation)
+        assert env.observation_space.contains(observation)
+    finally:
+        env.close()
+
+
+def test_one_seed_gives_the_same_bits_whatever_came_before(lift_env: RobosuiteEnv) -> None:
+    first = play(lift_env, 7)
+    play(lift_env, 8)  # leaves fingers, controllers and solver in another state
+    assert play(lift_env, 7) == first
+    assert play(lift_env, 9) != first
+
+
+def test_one_seed_gives_the_same_bits_in_a_fresh_environment(lift_env: RobosuiteEnv) -> None:
+    other = make_env("Lift", fidelity="fast", frame_size=64)
+    try:
+        assert play(other, 7) == play(lift_env, 7)
+    finally:
+        other.close()
+
+
+def test_exact_fidelity_is_plain_robosuite() -> None:
+    import robosuite
+
+    env = make_env("Lift", fidelity="exact", render_frames=False)
+    task = env.task
+    plain = robosuite.make(
+        "Lift",
+        robots="Panda",
+        has_renderer=False,
+        has_offscreen_renderer=False,
+        use_camera_obs=False,
+        control_freq=20,
+        ignore_done=True,
+        hard_reset=False,
+        seed=0,
+        **task.robosuite_kwargs(np.random.default_rng(0)),
+    )
+    env.reset(seed=3)
+    plain.rng = plain.placement_initializer.rng = np.random.Generator(np.random.PCG64(3))
+    plain.reset()
+    np.testing.assert_allclose(env.state(), plain.sim.get_state().flatten(), atol=1e-12)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        action = rng.uniform(-1, 1, 4).astype(np.float32)
+        env.advance(action)
+        plain.step(to_controller(action, task.action_names))
+    np.testing.assert_allclose(env.state(), plain.sim.get_state().flatten(), atol=1e-9)
+    env.close()
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_the_expert_lifts_the_cube(fidelity: str) -> None:
+    env = make_env("Lift", fidelity=fidelity, render_frames=False)
+    expert, wins = env.task.expert(), 0
+    for seed in range(6):
+        env.reset(seed=seed)
+        expert.reset()
+        while not env._over:
+            _, _, success, _, _ = env.step(expert.act(env.privileged()))
+        wins += success
+    env.close()
+    assert wins == 6
+
+
+def test_cubes_are_placed_over_the_whole_square(lift_env: RobosuiteEnv) -> None:
+    places = []
+    for seed in range(60):
+        lift_env.reset(seed=seed)
+        places.append(lift_env.privileged()["cube"][:2])
+    assert np.abs(places).max() <= PLACEMENT + 1e-6
+    assert (np.max(places, axis=0) > 0.8 * PLACEMENT).all() and (np.min(places, axis=0) < -0.8 * PLACEMENT).all()
+
+
+@pytest.mark.parametrize(("index", "axis"), [(0, 0), (1, 1), (2, 2)])
+def test_each_action_moves_the_gripper_along_its_axis(lift_env: RobosuiteEnv, index: int, axis: int) -> None:
+    lift_env.reset(seed=0)
+    before = lift_env.proprioception()[:3]
+    action = np.zeros(4, np.float32)
+    action[index] = 1.0
+    for _ in range(6):
+        lift_env.advance(action)
+    moved = lift_env.proprioception()[:3] - before
+    assert np.argmax(np.abs(moved)) == axis and moved[axis] > 0.05
+
+
+def test_positive_gripper_action_closes_the_fingers(lift_env: RobosuiteEnv) -> None:
+    widths = {}
+    for command in (-1.0, 1.0):
+        lift_env.reset(seed=0)
+        for _ in range(8):
+            lift_env.advance(np.array([0, 0, 0, command], np.float32))
+        left, right = lift_env.proprioception()[3:]
+        widths[command] = left - right
+    assert widths[1.0] < 0.01 < 0.05 < widths[-1.0]
+
+
+def test_frames_are_upright_rgb() -> None:
+    """agentview looks back at the robot: the base is in the top half, the red cube is red, the table is below."""
+    env = make_env("Lift", fidelity="fast", frame_size=128)
+    env.reset(seed=0)
+    agentview = env.frames()[0].astype(int)
+    env.close()
+    red = (agentview[..., 0] > 1.8 * agentview[..., 1]) & (agentview[..., 0] > 1.8 * agentview[..., 2])
+    rows = np.nonzero(red)[0]
+    assert len(rows) > 20
+    assert agentview[-32:].mean() > agentview[:32].mean() + 30  # the white table is near, at the bottom
+    assert rows.mean() > 40
+
+
+def test_a_nearer_cube_is_lower_in_the_agentview_and_left_is_left() -> None:
+    env = make_env("Lift", fidelity="fast", frame_size=128)
+    centres = []
+    for x, y in ((-0.1, 0.0), (0.1, 0.0), (0.0, -0.1), (0.0, 0.1)):
+        env.reset(seed=0)
+        sim = env._env.sim
+        joint = env._env.cube.joints[0]
+        sim.data.set_joint_qpos(joint, np.array([x, y, 0.83, 1, 0, 0, 0]))
+        sim.forward()
+        frame = env.frames()[0].astype(int)
+        red = (frame[..., 0] > 1.8 * frame[..., 1]) & (frame[..., 0] > 1.8 * frame[..., 2])
+        centres.append(np.argwhere(red).mean(axis=0))
+    env.close()
+    far, near, right, left = centres
+    assert near[0] > far[0] + 5
+    assert abs(left[1] - right[1]) > 10
+
+
+def test_a_chunk_is_its_actions_one_after_another(lift_env: RobosuiteEnv) -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, 4)).astype(np.float32)
+    lift_env.reset(seed=4)
+    at_once, reward, *_, info = lift_env.step_chunk(actions)
+    lift_env.reset(seed=4)
+    singly = [lift_env.step(action) for action in actions]
+    assert info["steps"] == 5
+    assert reward == pytest.approx(sum(step[1] for step in singly))
+    np.testing.assert_array_equal(at_once[FRAMES], singly[-1][0][FRAMES])
+
+
+def test_episodes_end_at_the_horizon_and_then_refuse_to_go_on(lift_env: RobosuiteEnv) -> None:
+    lift_env.reset(seed=0)
+    *_, terminated, truncated, info = lift_env.step_chunk(np.zeros((200, 4), np.float32))
+    assert truncated and not terminated and info["steps"] == lift_env.task.horizon
+    with pytest.raises(UsageError, match="reset"):
+        lift_env.step(np.zeros(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    "action", [np.zeros(7), np.full(4, 1.5), np.array([0, np.nan, 0, 0]), np.zeros((1, 4))], ids=str
+)
+def test_bad_actions_are_refused(lift_env: RobosuiteEnv, action: np.ndarray) -> None:
+    lift_env.reset(seed=0)
+    with pytest.raises(InvalidInput, match="Action"):
+        lift_env.step(action)
+
+
+def test_thinned_meshes_leave_physics_alone_and_frames_nearly_so() -> None:
+    """The fast look differs from robosuite's in shadows and reflections, never in where things are."""
+    frames, states = {}, {}
+    for quality in ("fast", "robosuite"):
+        env = make_env("Lift", fidelity="fast", frame_size=128, quality=quality)
+        env.reset(seed=1)
+        for _ in range(5):
+            env.advance(np.array([0.5, -0.2, -0.5, -1], np.float32))
+        frames[quality], states[quality] = env.frames()[0].astype(float), env.state()
+        env.close()
+    np.testing.assert_array_equal(states["fast"], states["robosuite"])
+    grey = {quality: frame.mean(axis=-1) for quality, frame in frames.items()}
+    assert np.corrcoef(grey["fast"].ravel(), grey["robosuite"].ravel())[0, 1] > 0.85
+
+
+def test_unknown_names_suggest_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'Lift'"):
+        get_task("Lfit")
+    with pytest.raises(UnknownName, match="Did you mean 'agentview'"):
+        make_env("Lift", cameras=("agentveiw",))
+    with pytest.raises(UnknownName, match="Did you mean 'fast'"):
+        s2robot.make_env("Lift", fidelity="fsat")
