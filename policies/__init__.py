@@ -1,0 +1,1 @@
+"""Policies: one algorithm a file. `s2robot.registry.POLICIES` names them."""

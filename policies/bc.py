@@ -1,0 +1,176 @@
+"""Behaviour cloning on frozen multi-scale features: feature map + proprioception -> action chunk.
+
+The network is small because the encoder is not: a fixed linear compression of the features (PCA, fitted once
+on the demonstrations), a spatial read-out, and an MLP that predicts the expert's next A actions (Zhao et al.
+2023, "Learning Fine-Grained Bimanual Manipulation", for chunks and the L1 loss).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from s2robot.encoder import Encoder
+from s2robot.policies.readout import SpatialReadout
+from s2robot.types import FRAMES, PROPRIOCEPTION, Features, Observation, check_observation
+
+
+@dataclass(frozen=True)
+class BCConfig:
+    """Hyper-parameters of `bc`."""
+
+    chunk: int = 8  # actions predicted at once (A)
+    execute: int = 4  # of which this many are executed before looking again
+    components: int = 64  # channels kept of each scale
+    queries: int = 16  # things each view may look for
+    key_width: int = 32
+    value_width: int = 16
+    hidden: int = 256
+    layers: int = 2
+    dropout: float = 0.1
+    proprioception_noise: float = 0.05  # standard deviations of training noise
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the network must know of its inputs and outputs."""
+
+    views: int
+    scales: int
+    width: int  # backbone width D
+    grid: tuple[int, int]
+    proprioception: int  # Q
+    actions: int  # M
+
+
+class Compression(nn.Module):
+    """A fixed linear map of every token, per view and scale: (B, V, S*D, h, w) -> (B, V, S*components, h, w)."""
+
+    def __init__(self, shapes: Shapes, components: int) -> None:
+        super().__init__()
+        self.components = min(components, shapes.width)
+        self.register_buffer("mean", torch.zeros(shapes.views, shapes.scales, shapes.width))
+        self.register_buffer("basis", torch.zeros(shapes.views, shapes.scales, shapes.width, self.components))
+
+    def fit(self, maps: Tensor) -> None:
+        """Principal components of these maps' tokens (F, V, S*D, h, w), scaled to unit overall variance."""
+        views, scales, width, _ = self.basis.shape
+        tokens = maps.float().reshape(len(maps), views, scales, width, -1)
+        for view in range(views):
+            for scale in range(scales):
+                rows = tokens[:, view, scale].transpose(1, 2).reshape(-1, width)  # (F*N, D)
+                mean = rows.mean(dim=0)
+                values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+                kept = vectors[:, -self.components :].flip(1)
+                kept = kept * _signs(kept)
+                self.mean[view, scale] = mean
+                self.basis[view, scale] = kept / values[-self.components :].mean().clamp_min(1e-8).sqrt()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        views, scales, width, _ = self.basis.shape
+        split = maps.float().reshape(len(maps), views, scales, width, *maps.shape[3:])  # (B, V, S, D, h, w)
+        centred = split - self.mean[..., None, None]
+        return torch.einsum("bvsdhw,vsdc->bvschw", centred, self.basis).flatten(2, 3)
+
+
+class BCNetwork(nn.Module):
+    """Compressed maps and normalised proprioception to an action chunk."""
+
+    def __init__(self, config: BCConfig, shapes: Shapes) -> None:
+        super().__init__()
+        self.config, self.shapes = config, shapes
+        self.compression = Compression(shapes, config.components)
+        channels = shapes.scales * self.compression.components
+        self.readout = SpatialReadout(
+            shapes.views,
+            channels,
+            shapes.grid,
+            queries=config.queries,
+            key_width=config.key_width,
+            value_width=config.value_width,
+        )
+        self.register_buffer("proprioception_mean", torch.zeros(shapes.proprioception))
+        self.register_buffer("proprioception_std", torch.ones(shapes.proprioception))
+        layers: list[nn.Module] = []
+        width = self.readout.width + shapes.proprioception
+        for _ in range(config.layers):
+            layers += [nn.Linear(width, config.hidden), nn.LayerNorm(config.hidden), nn.GELU(), nn.Dropout(config.dropout)]
+            width = config.hidden
+        self.head = nn.Sequential(*layers, nn.Linear(width, config.chunk * shapes.actions))
+
+    def forward(self, compressed: Tensor, proprioception: Tensor) -> Tensor:
+        """compressed (B, V, C, h, w), proprioception (B, Q) -> chunk (B, A, M)."""
+        state = (proprioception - self.proprioception_mean) / self.proprioception_std
+        if self.training:
+            state = state + self.config.proprioception_noise * torch.randn_like(state)
+        chunk: Tensor = self.head(torch.cat([self.readout(compressed), state], dim=1))
+        return chunk.reshape(len(chunk), self.config.chunk, self.shapes.actions)
+
+    def loss(self, compressed: Tensor, proprioception: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """Mean absolute error to the expert's actions (B, A, M) where valid (B, A) is 1."""
+        error = (self(compressed, proprioception) - actions).abs().mean(dim=-1)
+        return (error * valid).sum() / valid.sum()
+
+
+class BCPolicy:
+    """The network behind its encoder: what `load_policy` returns. See `s2robot.types.Policy`."""
+
+    def __init__(self, encoder: Encoder, network: BCNetwork) -> None:
+        self.encoder, self.network = encoder, network.eval()
+        self.execute = network.config.execute
+        self.seconds: dict[str, float] = {}  # wall time of the last call: encode, act
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        """The next A actions, (A, M) float32 in [-1, 1]."""
+        check_observation(observation)
+        start = time.perf_counter()
+        features = self.encoder(observation[FRAMES][None])
+        encoded = time.perf_counter()
+        chunk = self.decide(features, observation[PROPRIOCEPTION])
+        self.seconds = {"encode": encoded - start, "act": time.perf_counter() - encoded}
+        return chunk
+
+    @torch.no_grad()
+    def decide(self, features: Features, proprioception: NDArray[np.float32]) -> NDArray[np.float32]:
+        """From features alone, for callers that encode elsewhere."""
+        network = self.network
+        state = torch.from_numpy(proprioception)[None].to(features.map.device)
+        chunk = network(network.compression(features.map), state)[0].clamp(-1, 1)
+        array: NDArray[np.float32] = chunk.cpu().numpy()
+        return array
+
+    def reset(self) -> None:
+        """Nothing to forget: this policy looks at the present frame only."""
+
+
+CONFIG = BCConfig
+
+
+def build(config: BCConfig, shapes: Shapes) -> BCNetwork:
+    """A fresh network."""
+    return BCNetwork(config, shapes)
+
+
+def describe(network: BCNetwork) -> dict[str, Any]:
+    """What `restore` needs, as plain JSON."""
+    return {"config": asdict(network.config), "shapes": asdict(network.shapes)}
+
+
+def restore(description: dict[str, Any], encoder: Encoder, weights: dict[str, Tensor]) -> BCPolicy:
+    """A policy from `describe`'s output and its weights."""
+    shapes = Shapes(**{**description["shapes"], "grid": tuple(description["shapes"]["grid"])})
+    network = BCNetwork(BCConfig(**description["config"]), shapes)
+    network.load_state_dict(weights)
+    return BCPolicy(encoder, network.to(encoder.device))
+
+
+def _signs(vectors: Tensor) -> Tensor:
+    """Signs that make each column's largest entry positive, so a fit is the same on every machine."""
+    largest = vectors.abs().max(dim=0).indices
+    return vectors[largest, torch.arange(vectors.shape[1])].sign()

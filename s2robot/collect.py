@@ -1,0 +1,136 @@
+"""Scripted demonstrations: `s2robot collect Lift --demos 200`.
+
+The expert's arm is disturbed by noise on every action while the label kept is the clean action it would have
+taken there (Laskey et al. 2017, "DART"): the policy sees what to do off the perfect path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from s2robot import registry, workers
+from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
+from s2robot.errors import InvalidInput, S2RobotError
+
+if TYPE_CHECKING:
+    from s2robot.envs.bridge import RobosuiteEnv
+
+Progress = Callable[[int, int, str], None]
+SEEDS_PER_RUN = 1_000_000  # run seed s demonstrates on seeds (1 + s) million and up; below one million is evaluation's
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What to demonstrate, and how."""
+
+    task: str = "Lift"
+    demos: int = 200  # successful ones
+    noise: float = 0.3  # standard deviation added to the executed motion, in action units
+    fidelity: str = "fast"
+    frame_size: int = 256  # pixels: the largest scale the encoder will look at
+    seed: int = 0
+    workers: int = 0  # processes; 0 takes every core
+
+
+def collect(config: CollectConfig, path: Path, progress: Progress = lambda done, total, note: None) -> DemoDataset:
+    """Collect into `path` (HDF5), or go on where a killed collection stopped.
+
+    The demonstrations are the first `demos` successful seeds in order: the same file whatever the number of
+    workers or interruptions.
+
+    Raises:
+        S2RobotError: the expert fails too often for this task to be what it should be.
+    """
+    if config.demos < 1:
+        raise InvalidInput(f"--demos is {config.demos}; ask for at least 1")
+    if path.exists():
+        return DemoDataset(path)
+    first = (1 + config.seed) * SEEDS_PER_RUN
+    settings = {name: value for name, value in vars(config).items() if name not in ("workers", "demos")}
+    parts = EpisodeParts(path.with_name(path.name + ".parts"), settings)
+    outcome = parts.successes()
+    todo = (seed for seed in count(first) if seed not in outcome)
+    results = workers.work(partial(_make, config), partial(_demonstrate, config, parts.folder), todo, config.workers)
+    try:
+        while len(kept := _first_successes(outcome, first, config.demos)) < config.demos:
+            seed, success = next(results)
+            outcome[seed] = success
+            tried, failed = len(outcome), len(outcome) - sum(outcome.values())
+            progress(min(sum(outcome.values()), config.demos), config.demos, f"{failed} failed")
+            if tried >= 50 and failed > tried // 2:
+                raise S2RobotError(f"The expert failed {failed} of {tried} episodes of {config.task}: is --noise {config.noise} too much?")
+    finally:
+        results.close()
+    task = _task(config.task)
+    env_args = {"env_name": task.robosuite_name, "task": config.task, "fidelity": config.fidelity, "noise": config.noise}
+    env_args |= {"robot": task.robot, "control_hz": task.control_hz, "action_names": list(task.action_names)}
+    env_args |= {"proprioception_names": list(task.proprioception_names), "versions": _versions()}
+    return merge(parts, path, env_args, task.cameras, kept)
+
+
+def demonstrate(env: RobosuiteEnv, seed: int, noise: float) -> Episode:
+    """One episode of the task's expert, disturbed by `noise`; a function of the arguments alone."""
+    rng = np.random.default_rng((seed, 1))
+    expert = env.task.expert()
+    observation, _ = env.reset(seed=seed)
+    rows: dict[str, list[Any]] = {name: [] for name in ("frames", "proprioception", "actions", "executed", "rewards", "states")}
+    over = success = False
+    while not over:
+        action = expert.act(env.privileged())
+        executed = action.copy()
+        executed[:-1] = np.clip(action[:-1] + rng.normal(0, noise, len(action) - 1), -1, 1)
+        row = (observation["frames"], observation["proprioception"], action, executed, env.state())
+        for name, value in zip(("frames", "proprioception", "actions", "executed", "states"), row, strict=True):
+            rows[name].append(value)
+        observation, reward, success, truncated, _ = env.step(executed)
+        rows["rewards"].append(np.float32(reward))
+        over = success or truncated
+    stacked = {name: np.stack(values) for name, values in rows.items()}
+    return Episode(
+        seed=seed,
+        success=success,
+        frames=stacked["frames"],
+        proprioception=stacked["proprioception"],
+        actions=stacked["actions"],
+        executed_actions=stacked["executed"],
+        rewards=stacked["rewards"],
+        states=stacked["states"],
+    )
+
+
+def _first_successes(outcome: dict[int, bool], first: int, wanted: int) -> list[int]:
+    """The first `wanted` successful seeds of the unbroken series from `first` on."""
+    kept = []
+    for seed in count(first):
+        if seed not in outcome or len(kept) == wanted:
+            return kept
+        if outcome[seed]:
+            kept.append(seed)
+    raise AssertionError("count() does not end")
+
+
+def _make(config: CollectConfig) -> RobosuiteEnv:
+    return registry.make_env(config.task, fidelity=config.fidelity, frame_size=config.frame_size)
+
+
+def _demonstrate(config: CollectConfig, folder: Path, env: RobosuiteEnv, seed: int) -> bool:
+    episode = demonstrate(env, seed, config.noise)
+    EpisodeParts(folder).write(episode)
+    return bool(episode.success)
+
+
+def _task(name: str) -> Any:
+    return registry.get_task(name)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("mujoco", "robosuite", "numpy")}

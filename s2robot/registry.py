@@ -1,0 +1,53 @@
+"""Names to things that live on the other side of an import: tasks, policies, scenes.
+
+The encoder side never imports a simulator or a policy; it names them here, as strings, and they are
+imported when asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from s2robot.errors import UnknownName
+
+if TYPE_CHECKING:
+    from s2robot.envs.bridge import RobosuiteEnv
+    from s2robot.envs.scenes import SceneSampler
+    from s2robot.envs.task import TaskSpec
+    from s2robot.types import Policy
+
+POLICIES = {"bc": "s2robot.policies.bc"}
+"""Policy kind -> module with `CONFIG` (its dataclass) and `load(folder) -> Policy`."""
+
+
+def make_env(name: str, **options: Any) -> RobosuiteEnv:
+    """Make a task's environment by name; see `s2robot.envs.make_env`."""
+    return importlib.import_module("s2robot.envs").make_env(name, **options)  # type: ignore[no-any-return]
+
+
+def scene_sampler(frame_size: int, seed: int) -> SceneSampler:
+    """Randomised robot scenes to pre-train on; see `s2robot.envs.scenes`."""
+    return importlib.import_module("s2robot.envs.scenes").SceneSampler(frame_size, seed)  # type: ignore[no-any-return]
+
+
+def policy_module(kind: str) -> Any:
+    """The module of a policy kind.
+
+    Raises:
+        UnknownName: with the nearest kind there is.
+    """
+    if kind not in POLICIES:
+        raise UnknownName("policy", kind, POLICIES, "s2robot list policies")
+    return importlib.import_module(POLICIES[kind])
+
+
+def load_policy(folder: str | Path) -> Policy:
+    """Load a trained policy from its run folder."""
+    return importlib.import_module("s2robot.training").load_policy(folder)  # type: ignore[no-any-return]
+
+
+def get_task(name: str) -> TaskSpec:
+    """The spec sheet of a task; see `s2robot.envs.get_task`."""
+    return importlib.import_module("s2robot.envs").get_task(name)  # type: ignore[no-any-return]

@@ -1,0 +1,162 @@
+"""Run a policy in an environment and count.
+
+One episode is a function of (policy, seed): the same bits alone or among others, in one process or many. Order
+of one control cycle: render, encode, act, then `policy.execute` control steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from s2robot import files, registry, workers
+from s2robot.errors import InvalidInput
+from s2robot.types import FRAMES, Policy
+
+if TYPE_CHECKING:
+    from s2robot.envs.bridge import RobosuiteEnv
+
+Progress = Callable[[int, int, str], None]
+STAGES = ("render", "encode", "act", "step")
+EVALUATION_SEED = 100_000  # below a million: no demonstration ever used these
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One evaluated episode. `ms` holds every measured duration by stage, in milliseconds."""
+
+    seed: int
+    success: bool
+    steps: int
+    reward: float
+    ms: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How to judge a policy."""
+
+    episodes: int = 50
+    seed: int = EVALUATION_SEED  # of the first episode; the others follow
+    fidelity: str = "exact"
+    workers: int = 0  # processes; 0 takes every core
+
+
+def rollout(
+    policy: Policy, env: gymnasium.Env[Any, Any], episodes: int = 50, seed: int = EVALUATION_SEED
+) -> list[EpisodeResult]:
+    """Run `episodes` episodes in this process, the k-th from `seed + k`."""
+    if episodes < 1:
+        raise InvalidInput(f"episodes is {episodes}; ask for at least 1")
+    return [run_episode(policy, env, seed + k) for k in range(episodes)]
+
+
+def run_episode(policy: Policy, env: gymnasium.Env[Any, Any], seed: int) -> EpisodeResult:
+    """One episode from reset to success or time limit."""
+    ms: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    observation, _ = env.reset(seed=seed)
+    policy.reset()
+    steps, total, over, success = 0, 0.0, False, False
+    while not over:
+        chunk = policy.act(observation)  # (A, M)
+        _note(ms, getattr(env.unwrapped, "seconds", {}), "render")
+        observation, reward, terminated, truncated, info = _execute(env, chunk[: policy.execute])
+        steps, total = steps + info["steps"], total + reward
+        success, over = bool(info.get("success", False)), terminated or truncated
+        _note(ms, policy.seconds, "encode", "act")
+        _note(ms, getattr(env.unwrapped, "seconds", {}), "step")
+    return EpisodeResult(seed, success, steps, total, ms)
+
+
+def record_episode(policy: Policy, env: gymnasium.Env[Any, Any], seed: int) -> NDArray[np.uint8]:
+    """Run one episode again and keep every frame of it, (L, V, H, W, 3): the same episode `run_episode` counted."""
+    observation, _ = env.reset(seed=seed)
+    policy.reset()
+    frames, over = [observation[FRAMES]], False
+    while not over:
+        for action in policy.act(observation)[: policy.execute]:
+            observation, _, terminated, truncated, _ = env.step(action)
+            frames.append(observation[FRAMES])
+            over = terminated or truncated
+            if over:
+                break
+    return np.stack(frames)
+
+
+def evaluate(
+    policy_folder: Path, config: EvalConfig, log: Path, progress: Progress = lambda done, total, note: None
+) -> list[EpisodeResult]:
+    """Evaluate a trained policy over processes, appending every finished episode to `log` (JSON lines).
+
+    Episodes already in the log are not run again, so a killed evaluation goes on where it was.
+    """
+    if config.episodes < 1:
+        raise InvalidInput(f"--episodes is {config.episodes}; ask for at least 1")
+    description = files.read_json(policy_folder / "policy.json")
+    seeds = range(config.seed, config.seed + config.episodes)
+    results = {r.seed: r for r in read_results(log) if r.seed in seeds}
+    todo = [seed for seed in seeds if seed not in results]
+    make = partial(_make, policy_folder, description, config.fidelity)
+    with files.JsonLines(log, durable=True) as lines:
+        answers = workers.work(make, _run, todo, min(config.workers or workers.cores(), max(1, len(todo))))
+        try:
+            for seed, result in answers if todo else ():
+                results[seed] = result
+                lines.write(vars(result))
+                wins = sum(r.success for r in results.values())
+                progress(len(results), config.episodes, f"{wins} of {len(results)} succeeded")
+        finally:
+            answers.close()
+    return [results[seed] for seed in seeds]
+
+
+def read_results(log: Path) -> list[EpisodeResult]:
+    """The episodes of a log, in the order they finished."""
+    return [EpisodeResult(**row) for row in files.read_jsonl(log)] if log.exists() else []
+
+
+def make_env_for(description: dict[str, Any], fidelity: str) -> RobosuiteEnv:
+    """The environment a policy was trained for, from its `policy.json`."""
+    return registry.make_env(
+        description["task"],
+        fidelity=fidelity,
+        cameras=tuple(description["cameras"]),
+        frame_size=description["frame_size"],
+    )
+
+
+def _make(folder: Path, description: dict[str, Any], fidelity: str) -> tuple[Policy, RobosuiteEnv]:
+    return registry.load_policy(folder), make_env_for(description, fidelity)
+
+
+def _run(tool: tuple[Policy, RobosuiteEnv], seed: int) -> EpisodeResult:
+    policy, env = tool
+    return run_episode(policy, env, seed)
+
+
+def _execute(env: gymnasium.Env[Any, Any], actions: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    """Execute a piece of a chunk: at once where the environment can, else step by step."""
+    if hasattr(env.unwrapped, "step_chunk") and env is env.unwrapped:
+        result: tuple[Any, float, bool, bool, dict[str, Any]] = env.unwrapped.step_chunk(actions)
+        return result
+    total, info = 0.0, {}
+    for count, action in enumerate(actions, start=1):
+        observation, reward, terminated, truncated, info = env.step(action)
+        total += float(reward)
+        info = {**info, "steps": count}
+        if terminated or truncated:
+            break
+    return observation, total, terminated, truncated, info
+
+
+def _note(ms: dict[str, list[float]], seconds: dict[str, float], *stages: str) -> None:
+    for stage in stages:
+        if stage in seconds:
+            ms[stage].append(1e3 * seconds[stage])

@@ -1,0 +1,285 @@
+"""Train a policy on stored features: no frame is read, no encoder is run.
+
+    demonstrations + feature store -> samples in memory -> steps -> policy.safetensors + policy.json
+
+Every step's batch and noise are functions of (seed, step), so a run that was killed and resumed ends with the
+same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from s2robot import files, registry
+from s2robot.datasets import DemoDataset
+from s2robot.encoder import EncoderConfig
+from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
+from s2robot.store import FeatureStore
+from s2robot.types import Policy
+
+Progress = Callable[[int, int, str], None]
+VALID_EVERY = 50
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast to learn; what is learned is the policy's own config."""
+
+    steps: int = 1500
+    batch: int = 128
+    lr: float = 1.5e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1  # share of the steps
+    ema: float = 0.99  # decay of the averaged weights, which are the ones kept
+    valid_fraction: float = 0.05  # of the episodes, for the curve only
+    seed: int = 0
+    checkpoint_every: int = 250
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Training data in memory."""
+
+    maps: Tensor  # (F, V, C, h, w) float16, compressed
+    proprioception: Tensor  # (F, Q)
+    actions: Tensor  # (F, A, M)
+    valid: Tensor  # (F, A): 0 beyond the end of the episode
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.maps[rows].float(), self.proprioception[rows], self.actions[rows], self.valid[rows]
+
+
+def train(
+    dataset: DemoDataset,
+    store: FeatureStore,
+    encoder: EncoderConfig,
+    policy: Any,
+    config: TrainConfig,
+    out: Path,
+    *,
+    kind: str = "bc",
+    progress: Progress = lambda done, total, note: None,
+) -> Path:
+    """Train into folder `out`, or resume there; return it.
+
+    Args:
+        policy: the policy's own hyper-parameters, e.g. `policies.bc.BCConfig`.
+
+    Raises:
+        S2RobotError: the loss became NaN.
+    """
+    if (out / "done").exists():
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    files.sweep(out)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = _network(kind, policy, dataset, store, encoder)
+        state = _TrainState(network, config)
+        state.restore(out / "state.pt")
+        train_rows, valid_rows = _split(dataset, store, config)
+        samples = _samples(dataset, store, network, policy.chunk)
+        _loop(state, samples, train_rows, valid_rows, config, out, progress)
+    _write_policy(kind, state.averaged, dataset, store, encoder, out)
+    (out / "state.pt").unlink(missing_ok=True)
+    (out / "done").touch()
+    return out
+
+
+def load_policy(folder: str | Path, device: str | None = None) -> Policy:
+    """Load a trained policy: `folder` is what `train` returned, or a run folder that holds it as `policy/`.
+
+    Raises:
+        InvalidInput: there is no policy there.
+        CorruptFile: it cannot be read back.
+        CheckpointMismatch: its encoder's weights are not those it was trained on.
+    """
+    folder = Path(folder)
+    if (folder / "policy" / "policy.json").exists():
+        folder = folder / "policy"
+    if not (folder / "policy.json").exists():
+        raise InvalidInput(f"No policy in {folder}: it has no policy.json. Train one: s2robot train --help")
+    description = files.read_json(folder / "policy.json")
+    try:
+        weights = load_file(folder / "policy.safetensors")
+        module = registry.policy_module(description["kind"])
+        encoder = EncoderConfig(**{**description["encoder"], "scales": tuple(description["encoder"]["scales"])}).build(device)
+        if encoder.fingerprint != description["encoder_fingerprint"]:
+            raise CheckpointMismatch(
+                f"The policy in {folder} was trained on features of {description['encoder']['name']} with fingerprint"
+                f" {description['encoder_fingerprint'][:12]}, but that encoder is now {encoder.fingerprint[:12]}."
+                " Train it again on the new features, or give it the encoder weights it knew"
+            )
+        return module.restore(description, encoder, weights)  # type: ignore[no-any-return]
+    except S2RobotError:
+        raise
+    except Exception as error:  # safetensors, json keys, state dict: all mean the same to the reader
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise CorruptFile(folder, reason, "Train it again, or restore it from a copy") from error
+
+
+class _TrainState:
+    """Network, optimizer and averaged weights, saved and restored together."""
+
+    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+        self.network = network
+        self.averaged = torch.optim.swa_utils.AveragedModel(
+            network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=True
+        )
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.step = 0
+
+    def save(self, path: Path) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("network", "averaged", "optimizer")}
+        with files.atomic(path) as temporary:
+            torch.save({**parts, "step": self.step}, temporary)
+
+    def restore(self, path: Path) -> None:
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, weights_only=True)
+            for name in ("network", "averaged", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+            self.step = int(state["step"])
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise CorruptFile(path, str(error).splitlines()[0][:200], f"Delete {path} to train from the start") from error
+
+
+def _loop(
+    state: _TrainState,
+    samples: Samples,
+    train_rows: Tensor,
+    valid_rows: Tensor,
+    config: TrainConfig,
+    out: Path,
+    progress: Progress,
+) -> None:
+    _trim(out / "metrics.jsonl", state.step)
+    began, network = time.monotonic(), state.network
+    with files.JsonLines(out / "metrics.jsonl") as metrics:
+        while state.step < config.steps:
+            loss = _step(state, samples, train_rows, config)
+            if not math.isfinite(loss):
+                raise S2RobotError(f"The loss is {loss} at step {state.step}. Lower --train.lr (now {config.lr}), or look for NaN in the data")
+            state.step += 1
+            progress(state.step, config.steps, f"loss {loss:.4f}")
+            if state.step % VALID_EVERY == 0 or state.step == config.steps:
+                row = {"step": state.step, "loss": loss, "lr": _lr(config, state.step - 1)}
+                row["valid_loss"] = _valid_loss(state.averaged.module, samples, valid_rows)
+                metrics.write({**row, "seconds": round(time.monotonic() - began, 2)})
+            if state.step % config.checkpoint_every == 0:
+                state.save(out / "state.pt")
+    network.eval()
+
+
+def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfig) -> float:
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
+    batch = rows[torch.randint(len(rows), (config.batch,), generator=generator)]
+    torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout and noise
+    for group in state.optimizer.param_groups:
+        group["lr"] = _lr(config, state.step)
+    state.network.train()
+    loss = state.network.loss(*samples.take(batch))  # type: ignore[operator]
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
+    state.optimizer.step()
+    state.averaged.update_parameters(state.network)
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def _valid_loss(network: Any, samples: Samples, rows: Tensor) -> float | None:
+    if not len(rows):
+        return None
+    network.eval()
+    losses = [float(network.loss(*samples.take(part))) * len(part) for part in rows.split(256)]
+    return sum(losses) / len(rows)
+
+
+def _lr(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
+
+
+def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, encoder: EncoderConfig) -> nn.Module:
+    """A fresh network for these shapes, its compression and normalisation fitted to the demonstrations."""
+    module = registry.policy_module(kind)
+    frames, views, channels, height, width = store.map.shape
+    scales = len(encoder.scales)
+    first = dataset.episode(0)
+    shapes = module.Shapes(
+        views, scales, channels // scales, (height, width), first.proprioception.shape[1], first.actions.shape[1]
+    )
+    network: nn.Module = module.build(policy, shapes)
+    spread = np.linspace(0, frames - 1, min(frames, 400)).astype(int)  # enough tokens for a covariance
+    network.compression.fit(torch.from_numpy(store.map[spread]))  # type: ignore[union-attr, operator]
+    states = torch.from_numpy(np.concatenate([episode.proprioception for episode in dataset]))
+    network.proprioception_mean.copy_(states.mean(dim=0))  # type: ignore[union-attr, operator]
+    network.proprioception_std.copy_(states.std(dim=0).clamp_min(1e-4))  # type: ignore[union-attr, operator]
+    return network
+
+
+@torch.no_grad()
+def _samples(dataset: DemoDataset, store: FeatureStore, network: Any, chunk: int) -> Samples:
+    maps = [network.compression(torch.from_numpy(store.map[at : at + 128])).half() for at in range(0, len(store.map), 128)]
+    states, actions, valid = [], [], []
+    for k, episode in enumerate(dataset):
+        _, steps = store.rows(k)
+        ahead = steps[:, None] + np.arange(chunk)  # (n, A)
+        states.append(episode.proprioception[steps])
+        actions.append(episode.actions[ahead.clip(max=len(episode) - 1)])
+        valid.append((ahead < len(episode)).astype(np.float32))
+    return Samples(torch.cat(maps), *(torch.from_numpy(np.concatenate(part)) for part in (states, actions, valid)))
+
+
+def _split(dataset: DemoDataset, store: FeatureStore, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    rows = []
+    for episodes in dataset.split(config.valid_fraction, config.seed):
+        found = [np.asarray(store.rows(k)[0]) for k in episodes]
+        rows.append(torch.from_numpy(np.concatenate(found) if found else np.zeros(0, int)))
+    return rows[0], rows[1]
+
+
+def _trim(path: Path, step: int) -> None:
+    """Drop metrics written after the checkpoint we resume from: those steps are taken again."""
+    if path.exists():
+        rows = [row for row in files.read_jsonl(path) if row["step"] <= step]
+        path.unlink()
+        with files.JsonLines(path) as metrics:
+            for row in rows:
+                metrics.write(row)
+
+
+def _write_policy(
+    kind: str, averaged: Any, dataset: DemoDataset, store: FeatureStore, encoder: EncoderConfig, out: Path
+) -> None:
+    network = averaged.module
+    with files.atomic(out / "policy.safetensors") as temporary:
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, str(temporary))
+    description = {
+        "kind": kind,
+        **registry.policy_module(kind).describe(network),
+        "encoder": dataclasses.asdict(encoder),
+        "encoder_fingerprint": store.encoder_fingerprint,
+        "task": dataset.env_args.get("task"),
+        "cameras": list(dataset.cameras),
+        "frame_size": dataset.frame_shape[1],
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+    files.write_json(out / "policy.json", description)
