@@ -1,0 +1,288 @@
+"""Durable writing: a file is the old one or the new one, never half of either.
+
+    with atomic(path) as temporary:        # <path>.tmp-<pid>, beside the target
+        temporary.write_bytes(data)        # flushed to disk and renamed on success, removed on any failure
+
+A kill in the middle leaves a `*.tmp-<pid>`; `sweep(folder)` removes those of dead processes. A full disk
+becomes `OutOfSpace`, however the library that met it worded the news.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from s2robot.errors import CorruptFile, InvalidInput, OutOfSpace
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+# How libraries say "full" without an errno: HDF5 and safetensors quote the system, numpy's tofile counts,
+# torch's zip writer only notices that its position is wrong.
+_FULL_WORDS = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|\d+ requested and \d+ written"
+    r"|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+"
+)
+_LEFTOVER = re.compile(r"\.tmp-(\d+)$")
+_in_use: set[Path] = set()  # this process's open temporaries: a container reuses pid 1, so the pid alone cannot tell
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the name `path`, all at once.
+
+    Mind that `np.save(temporary)` would append `.npy` to the odd suffix: open the file yourself.
+
+    Raises:
+        OutOfSpace: the disk or quota is full; `path` is as it was and nothing else was left behind.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    _in_use.add(temporary)
+    try:
+        with explain_full_disk(path):
+            try:
+                yield temporary
+                _flush(temporary)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        flush_folder(path.parent)
+    finally:
+        _in_use.discard(temporary)
+
+
+@contextlib.contextmanager
+def explain_full_disk(path: str | Path) -> Iterator[None]:
+    """Turn any wording of a full disk while writing `path` into `OutOfSpace`."""
+    try:
+        yield
+    except OutOfSpace:
+        raise
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise _out_of_space(Path(path)) from error
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Does this error, or one it came from, mean that the disk, quota or file-size limit is full?"""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        wordy = isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError"
+        if wordy and _FULL_WORDS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write `value` as readable JSON, atomically. See `plain` for what becomes of other types."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(plain(value), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, remedy: str = "Delete it and run the command that writes it again.") -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CorruptFile: it is not JSON; carries `remedy`.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(path, f"not JSON ({error})", remedy) from error
+
+
+class JsonLines:
+    """Append records to a file, one JSON object a line; each is handed to the system at once.
+
+    A kill can tear only the last line. Opening drops a torn one, so that what follows stays readable.
+    """
+
+    def __init__(self, path: str | Path, *, durable: bool = False) -> None:
+        """`durable` waits for the disk after every record: for journals, not for metrics."""
+        self.path = Path(path)
+        self._durable = durable
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        whole, torn = _split_torn(self.path.read_bytes() if self.path.exists() else b"")
+        with explain_full_disk(self.path):
+            self._file = self.path.open("ab", buffering=0)
+            if torn:
+                self._file.truncate(len(whole))
+            if _is_object(torn):  # only its newline was lost
+                self._append(torn + b"\n")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        line = json.dumps(plain(dict(record)), allow_nan=False, separators=(",", ":"))
+        with explain_full_disk(self.path):
+            self._append(line.encode() + b"\n")
+
+    def _append(self, data: bytes) -> None:
+        start = os.fstat(self._file.fileno()).st_size
+        try:
+            written = 0
+            while written < len(data):  # an unbuffered write may be short just before the disk is full
+                written += self._file.write(data[written:])
+            if self._durable:
+                os.fsync(self._file.fileno())
+        except BaseException:
+            self._file.truncate(start)
+            raise
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        self._file.close()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Read the records `JsonLines` wrote; a torn last line is left out.
+
+    Raises:
+        CorruptFile: a whole line is not a JSON object; names the line.
+    """
+    whole, torn = _split_torn(Path(path).read_bytes())
+    lines = whole.splitlines() + ([torn] if _is_object(torn) else [])
+    for number, line in enumerate(lines, start=1):
+        if not _is_object(line):
+            raise CorruptFile(path, f"line {number} is not a JSON object", f"Delete that line: sed -i {number}d {path}")
+    return [json.loads(line) for line in lines]
+
+
+def keep_lines(path: str | Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the records a resumed run will write again; atomic, and quiet where there is no file."""
+    if Path(path).exists():
+        kept = [json.dumps(row, separators=(",", ":")) + "\n" for row in read_jsonl(path) if wanted(row)]
+        with atomic(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove the `*.tmp-<pid>` files and folders that killed processes of this machine left in `folder`."""
+    removed = []
+    for path in sorted(Path(folder).absolute().glob("*.tmp-*")):
+        match = _LEFTOVER.search(path.name)
+        if match is None or path in _in_use or _is_another_alive(int(match[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: arrays become lists, paths text, dataclasses objects, and NaN or infinity null.
+
+    Null, because a report of a run that diverged must still be written, and `NaN` is not JSON.
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, torch tensors
+        return plain(value.tolist())
+    raise InvalidInput(f"Cannot write {type(value).__name__} as JSON: {value!r}. Give text, numbers, lists or mappings")
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` survive a power cut, where the system lets one."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems refuse; the rename itself has happened
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Grow `path` to `size` bytes of real disk, so that a full disk shows now and not halfway.
+
+    HDF5 that meets a full disk crashes the interpreter, and a memory map gets SIGBUS: both write into
+    reserved space only.
+    """
+    with explain_full_disk(path), path.open("ab") as file:
+        start = file.tell()
+        if size > start:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS, Windows
+                block = bytes(1 << 20)
+                for offset in range(start, size, len(block)):
+                    file.write(block[: size - offset])
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _split_torn(data: bytes) -> tuple[bytes, bytes]:
+    end = data.rfind(b"\n") + 1
+    return data[:end], data[end:]
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_another_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    if os.name == "nt":  # signal 0 would be Ctrl-C there: leave leftovers alone
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _out_of_space(path: Path) -> OutOfSpace:
+    folder = path.absolute().parent
+    free = shutil.disk_usage(folder).free
+    error = OutOfSpace(
+        f"No space left while writing {path}: {free} bytes ({free / 1e6:.1f} MB) are free there. Nothing half-written"
+        f" was left behind. Free some space (see: df -h {folder}; if that shows plenty, a quota or size limit was hit:"
+        " quota -s; ulimit -f) and run the same command again, or let it write to another disk"
+    )
+    error.errno = errno.ENOSPC
+    return error

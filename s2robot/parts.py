@@ -1,0 +1,168 @@
+"""Finished episodes of a collection under way: one small HDF5 file each, named by seed.
+
+A killed collection loses only the episode it was in; the next run asks `seeds_done()` and goes on. When all are
+there, `s2robot.datasets.merge` copies their compressed chunks as they are into one dataset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from s2robot.episodes import FIELDS, Episode
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
+from s2robot.files import atomic, is_full_disk, plain, read_json, sweep, write_json
+
+HDF5_FORMAT: dict[str, Any] = {"libver": ("v110", "v110")}  # read by HDF5 >= 1.10 (2016); its metadata has checksums
+PLACES = {name: name for name in FIELDS if name != "frames"} | {"proprioception": "obs/proprioception"}
+ROW_CHECKSUMS = "s2robot_crc32"
+_FRAME_FILTERS: dict[str, Any] = {"compression": "lzf", "fletcher32": True}
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
+"""What h5py and numpy raise on a damaged file."""
+
+
+class EpisodeParts:
+    """Finished episodes of a collection under way, one file each, named by seed.
+
+    A killed collection loses only the episode it was in. The next run asks `seeds_done()` and goes on.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+        """`settings` (task, sizes, noise, ...) stay with the parts: a run with others is refused, not mixed in."""
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        if settings is not None:
+            self._hold_to(json.loads(json.dumps(plain(settings))))
+
+    def _hold_to(self, settings: dict[str, Any]) -> None:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            write_json(path, settings)
+            return
+        kept = read_json(path, remedy=f"Start the collection afresh: rm -r {self.folder}")
+        if kept != settings:
+            names = sorted(name for name in {*kept, *settings} if kept.get(name) != settings.get(name))
+            changes = ", ".join(f"{name}: {kept.get(name)!r} there, {settings.get(name)!r} now" for name in names)
+            raise InvalidInput(
+                f"{self.folder} holds episodes of an unfinished collection with other settings ({changes})."
+                f" Finish it with those, or start afresh: rm -r {self.folder}"
+            )
+
+    def path(self, seed: int) -> Path:
+        """Where the episode of `seed` is or will be."""
+        return self.folder / f"seed-{seed}.hdf5"
+
+    def seeds_done(self) -> list[int]:
+        """Seeds whose episodes are safely on disk, ascending."""
+        names = (re.fullmatch(r"seed-(\d+)\.hdf5", path.name) for path in self.folder.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def write(self, episode: Episode) -> None:
+        """Put one finished episode on disk, whole or not at all."""
+        episode.validate()
+        image = in_memory(lambda file: _write_episode(file.create_group("episode"), episode))
+        with atomic(self.path(episode.seed)) as temporary:
+            temporary.write_bytes(image)
+
+    def read(self, seed: int) -> Episode:
+        """Read one episode back and hold it against its digest."""
+        with self.open(seed) as group:
+            return read_part(group)
+
+    def successes(self) -> dict[int, bool]:
+        """For every seed done, whether its episode succeeded. Quick: no frames are read."""
+        found = {}
+        for seed in self.seeds_done():
+            with self.open(seed) as group:
+                found[seed] = bool(group.attrs["success"])
+        return found
+
+    @contextlib.contextmanager
+    def open(self, seed: int) -> Iterator[h5py.Group]:
+        """The open group of one episode; what is damaged in it becomes `CorruptFile`."""
+        path = self.path(seed)
+        if not path.exists():
+            raise InvalidInput(f"No episode of seed {seed} in {self.folder}. Seeds done: {self.seeds_done()}")
+        remedy = f"Collect again, it is made anew, after: rm {path}"
+        with reading(path, f"the episode of seed {seed}", remedy), h5py.File(path, "r") as file:
+            yield file["episode"]
+
+    def remove(self) -> None:
+        """Remove all parts; the folder goes in one move, so a kill in here leaves no half of a collection."""
+        doomed = self.folder.with_name(f"{self.folder.name}.tmp-{os.getpid()}")
+        self.folder.replace(doomed)
+        shutil.rmtree(doomed)
+
+
+def in_memory(fill: Callable[[h5py.File], None]) -> bytes:
+    """An HDF5 file as bytes: Python writes them, for HDF5 itself crashes the interpreter on a full disk."""
+    with h5py.File("memory", "w", driver="core", backing_store=False, block_size=1 << 20, **HDF5_FORMAT) as file:
+        fill(file)
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def _write_episode(group: h5py.Group, episode: Episode) -> None:
+    """Write a part: the layout of a demo, but with numbers for camera names."""
+    for view in range(episode.frames.shape[1]):
+        images = episode.frames[:, view]  # (L, H, W, 3)
+        dataset = group.create_dataset(f"obs/{view}", data=images, chunks=(1, *images.shape[1:]), **_FRAME_FILTERS)
+        dataset.attrs[ROW_CHECKSUMS] = row_checksums(images)
+    dones = np.arange(len(episode)) == len(episode) - 1  # (L,)
+    arrays = {PLACES[name]: value for name, value in episode.arrays().items() if name != "frames"}
+    for name, value in (arrays | {"dones": dones.astype(np.int64)}).items():
+        dataset = group.create_dataset(name, data=value, chunks=value.shape, fletcher32=True)
+        dataset.attrs[ROW_CHECKSUMS] = row_checksums(value)
+    group.attrs["num_samples"] = len(episode)
+    group.attrs["seed"] = episode.seed
+    group.attrs["success"] = bool(episode.success)
+    group.attrs["s2robot_digest"] = np.bytes_(episode.digest())
+
+
+def read_part(group: h5py.Group) -> Episode:
+    views = sum(name.isdigit() for name in group["obs"])
+    frames = np.stack([group[f"obs/{view}"][()] for view in range(views)], axis=1)
+    fields = {name: group[place][()] for name, place in PLACES.items() if place in group}
+    episode = Episode(int(group.attrs["seed"]), bool(group.attrs["success"]), frames, **fields)
+    check_digest(episode, text(group.attrs["s2robot_digest"]))
+    return episode
+
+
+def row_checksums(values: NDArray[Any]) -> NDArray[np.uint32]:
+    """crc32 of every row. HDF5's own checksum of a chunk takes a hole, all zeros, for whole."""
+    return np.array([zlib.crc32(np.ascontiguousarray(row).data) for row in values], np.uint32)
+
+
+def check_digest(episode: Episode, digest: str) -> None:
+    if episode.digest() != digest:
+        raise ValueError("its content is not what was written")
+
+
+def text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Whatever h5py or numpy stumble over inside becomes `CorruptFile`."""
+    try:
+        yield
+    except S2RobotError:
+        raise
+    except _DAMAGE as error:
+        if is_full_disk(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CorruptFile(path, f"{what} is damaged or no demonstration ({reason})", f"{remedy}.") from error

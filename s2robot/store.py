@@ -1,0 +1,257 @@
+"""Features on disk: encode a dataset once, then train any number of policies on it in seconds.
+
+    <root>/<16 hex>/        named by what decides the numbers, so stale features cannot be
+      map.npy               float16 (F, V, D*S, h, w)    one row an encoded step, episodes one after another
+      cls.npy               float16 (F, V, D*S)
+      index.json            each row's episode and step; encoder, dataset, stride, shapes
+      journal.jsonl         episodes whose rows are safely on disk, with their sha256
+      done                  empty, written last
+
+A run that was killed at any moment goes on from its journal. The bits do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2robot.datasets import DemoDataset
+from s2robot.encoding import Task, encode_episodes, half_bytes, refuse_to_start_in_a_starting_process
+from s2robot.errors import CorruptFile, InvalidInput
+from s2robot.files import JsonLines, atomic, plain, read_json, read_jsonl, reserve, sweep, write_json
+
+if TYPE_CHECKING:
+    from s2robot.encoder import Encoder, EncoderConfig
+
+STORE_VERSION = 1
+_ARRAYS = ("map", "cls")
+
+
+class FeatureStore:
+    """A finished store, opened for reading; its arrays are memory-mapped and cost no memory until used."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open the store in `folder`.
+
+        Raises:
+            InvalidInput: there is none, or it was not finished.
+            CorruptFile: its files are not what its index says.
+        """
+        self.folder = Path(folder)
+        if not (self.folder / "done").is_file():
+            state = (
+                "was not finished: encode again, it goes on where it stopped"
+                if self.folder.is_dir()
+                else "is not there"
+            )
+            raise InvalidInput(f"The feature store {folder} {state}. Type: s2robot encode --help")
+        self.index = _read_index(self.folder)
+        self.stride: int = self.index["stride"]
+        self.cameras: tuple[str, ...] = tuple(self.index["cameras"])
+        self.encoder: dict[str, Any] = self.index["encoder"]
+        self.encoder_fingerprint: str = self.index["encoder_fingerprint"]
+        self.dataset_fingerprint: str = self.index["dataset_fingerprint"]
+        self.episodes = np.array(self.index["episode"], np.int64)  # (F,)
+        self.steps = np.array(self.index["step"], np.int64)  # (F,)
+        self.map = _open_array(self.folder, "map", self.index["map_shape"])  # (F, V, D*S, h, w)
+        self.cls = _open_array(self.folder, "cls", self.index["cls_shape"])  # (F, V, D*S)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
+        return FeatureStore, (self.folder,)  # a pickled memory map would carry all its numbers
+
+    def rows(self, episode: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of `map` and `cls` that belong to `episode`, and the step of each.  (n,), (n,)"""
+        rows = np.flatnonzero(self.episodes == episode)
+        if len(rows) == 0:
+            raise InvalidInput(f"No episode {episode} in {self.folder}; it has 0 to {self.episodes[-1]}")
+        return rows, self.steps[rows]
+
+    def verify(self) -> None:
+        """Read everything and hold it against the journal's digests: a thorough check, after copying for instance.
+
+        Raises:
+            CorruptFile: names the first episode whose numbers changed.
+        """
+        for line in read_jsonl(self.folder / "journal.jsonl"):
+            rows, _ = self.rows(line["episode"])
+            for name in _ARRAYS:
+                data = getattr(self, name)[rows[0] : rows[-1] + 1]
+                if hashlib.sha256(data.tobytes()).hexdigest() != line[name]:
+                    raise _corrupt(self.folder, f"the {name} features of episode {line['episode']} changed on disk")
+
+
+def encode_dataset(
+    dataset_path: str | Path,
+    encoder_config: EncoderConfig,
+    root: str | Path,
+    *,
+    stride: int = 1,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureStore:
+    """Encode every `stride`-th step of a dataset, or open the store if that was done before.
+
+    Args:
+        root: the store is a folder in here, named by a hash of encoder, dataset and stride.
+        workers: processes, each with one thread: two of them beat one with two threads. Default: one a core, fewer for
+            little work, and one alone where there is a CUDA device.
+        progress: told (rows done, rows in all) after every batch.
+
+    Raises:
+        OutOfSpace: before anything is encoded, if the whole store does not fit.
+    """
+    if stride < 1 or (workers is not None and workers < 1):
+        raise InvalidInput(f"stride is {stride} and workers {workers}; expected whole numbers from 1 on, or no workers")
+    refuse_to_start_in_a_starting_process()
+    dataset = DemoDataset(dataset_path)
+    encoder = encoder_config.build()
+    index = _make_index(dataset, encoder, encoder_config, stride)
+    folder = Path(root).absolute() / _key(index)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        if not (folder / "done").is_file():
+            sweep(folder)
+            done = _prepare(folder, index)
+            todo = [k for k in range(len(dataset)) if k not in done]
+            task = Task(folder, Path(dataset_path), encoder_config, index, encoder)
+            _encode(task, todo, workers, progress)
+            with atomic(folder / "done") as temporary:
+                temporary.touch()
+    return FeatureStore(folder)
+
+
+def _encode(task: Task, todo: list[int], workers: int | None, progress: Callable[[int, int], None] | None) -> None:
+    total = len(task.index["step"])
+    rows = total - sum(task.index["episode"].count(k) for k in todo)
+    with JsonLines(task.folder / "journal.jsonl", durable=True) as journal:
+        if progress:
+            progress(rows, total)
+        with contextlib.closing(encode_episodes(task, todo, workers)) as events:  # closing it stops the workers
+            for event in events:
+                if isinstance(event, dict):
+                    journal.write(event)
+                    continue
+                rows += event
+                if progress:
+                    progress(rows, total)
+
+
+def _make_index(dataset: DemoDataset, encoder: Encoder, config: EncoderConfig, stride: int) -> dict[str, Any]:
+    """All that the store will hold but its numbers."""
+    steps = [list(range(0, length, stride)) for length in dataset.lengths]
+    views, count = len(dataset.cameras), sum(map(len, steps))
+    index = {
+        "version": STORE_VERSION,
+        "encoder": config,
+        "encoder_fingerprint": encoder.fingerprint,
+        "dataset": str(dataset.path),
+        "dataset_fingerprint": dataset.fingerprint,
+        "cameras": dataset.cameras,
+        "stride": stride,
+        "dtype": "float16",
+        "map_shape": (count, views, encoder.channels, *encoder.grid_size),
+        "cls_shape": (count, views, encoder.channels),
+        "episode": [k for k, of_episode in enumerate(steps) for _ in of_episode],
+        "step": [step for of_episode in steps for step in of_episode],
+    }
+    made: dict[str, Any] = plain(index)
+    return made
+
+
+def _key(index: dict[str, Any]) -> str:
+    identity = [index[name] for name in ("version", "encoder_fingerprint", "dataset_fingerprint", "stride")]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def _prepare(folder: Path, index: dict[str, Any]) -> set[int]:
+    """Find how far a former run came, or lay out fresh files. Returns the episodes already done."""
+    with contextlib.suppress(CorruptFile, OSError):
+        kept = _read_index(folder)
+        for name in _ARRAYS:
+            _open_array(folder, name, index[f"{name}_shape"])
+        if {**kept, "dataset": None} == {**index, "dataset": None}:  # the dataset may have moved
+            journal = folder / "journal.jsonl"
+            return {line["episode"] for line in read_jsonl(journal)} if journal.exists() else set()
+    # The journal goes first and the index comes last, so that neither ever speaks of arrays that are not there.
+    for name in ("journal.jsonl", "index.json", "map.npy", "cls.npy"):
+        (folder / name).unlink(missing_ok=True)
+    for name in _ARRAYS:
+        shape = index[f"{name}_shape"]
+        with atomic(folder / f"{name}.npy") as temporary:
+            temporary.write_bytes(_npy_header(shape))
+            reserve(temporary, half_bytes(shape) + len(_npy_header(shape)))
+    write_json(folder / "index.json", {**index, "digest": _index_digest(index)}, indent=None)
+    return set()
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "index.json"
+    if not path.is_file():
+        raise _corrupt(folder, "index.json is missing")
+    index = read_json(path, remedy=_remedy(folder))
+    if not isinstance(index, dict) or index.pop("digest", None) != _index_digest(index):
+        raise _corrupt(folder, "index.json is not what was written")
+    return index
+
+
+def _index_digest(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _npy_header(shape: list[int]) -> bytes:
+    """A .npy header of 128 bytes whatever the numpy: its own pads differently from version to version."""
+    text = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {tuple(shape)}, }}"
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
+
+
+def _open_array(folder: Path, name: str, shape: list[int]) -> NDArray[np.float16]:
+    path, header = folder / f"{name}.npy", _npy_header(shape)
+    if not path.is_file():
+        raise _corrupt(folder, f"{path.name} is missing")
+    size, expected = path.stat().st_size, half_bytes(shape) + len(header)
+    with path.open("rb") as file:
+        if size != expected or file.read(len(header)) != header:
+            raise _corrupt(folder, f"{path.name} has {size} bytes; expected {expected}, for float16 {tuple(shape)}")
+    return np.memmap(path, np.dtype("<f2"), "r", len(header), tuple(shape))
+
+
+def _corrupt(folder: Path, why: str) -> CorruptFile:
+    return CorruptFile(folder, why, _remedy(folder))
+
+
+def _remedy(folder: Path) -> str:
+    return f"Delete the folder, it will be made again: rm -r {folder}"
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for another process that encodes the same, then go on: it will have done the work."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two at once would write the same bits twice
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.getLogger(__name__).warning("Another process is encoding into %s: waiting for it", folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a network file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock; a killed process loses it too
