@@ -1,0 +1,145 @@
+"""How sure a number is: intervals for success rates, paired comparisons, latency quantiles.
+
+Pure: arrays in, numbers out; no disk, no clock, no random numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2robot.errors import InvalidInput
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a success rate.
+
+        (p + z^2/2n  -+  z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n),   p = successes / n
+
+    Unlike p +- z * stderr it never leaves [0, 1] and does not collapse to a point at 0 or n successes.
+    E. B. Wilson, JASA 22:209-212 (1927); method 3 in R. G. Newcombe, Statistics in Medicine 17:857-872 (1998).
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise InvalidInput(f"{successes} successes in {n} episodes; expected 0 <= successes <= episodes, episodes >= 1")
+    z = _z(confidence)
+    p = successes / n
+    middle = p + z * z / (2 * n)
+    reach = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At the ends the limit is exactly 0 or 1; rounding would print 0.9999999999.
+    low = 0.0 if successes == 0 else (middle - reach) / scale
+    high = 1.0 if successes == n else (middle + reach) / scale
+    return low, high
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Success rate of A minus that of B over the same seeds."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    resolved: bool
+    only_a: int  # seeds that only A solved
+    only_b: int  # seeds that only B solved
+    n: int
+
+    @property
+    def verdict(self) -> str:
+        return "resolved" if self.resolved else "not resolved"
+
+
+def paired_difference(
+    successes_a: Sequence[bool] | NDArray[Any],
+    successes_b: Sequence[bool] | NDArray[Any],
+    confidence: float = 0.95,
+) -> PairedDifference:
+    """Compare two policies that met the same seeds: entry i of both is the outcome on seed i.
+
+    Only the seeds where they differ say anything, so pairing sees differences that two separate intervals hide.
+    The interval is Tango's score interval, the p-value McNemar's exact (binomial) test. The difference is called
+    resolved when both agree: p below 1 - confidence and zero outside the interval. The exact test is the stricter one
+    (with five or fewer differing seeds it can never be below 0.05), so an interval may lie clear of zero and the
+    difference still count as not resolved.
+    """
+    a, b = _outcomes(successes_a), _outcomes(successes_b)
+    if len(a) != len(b) or len(a) == 0:
+        raise InvalidInput(f"Paired outcomes have lengths {len(a)} and {len(b)}; expected the same seeds, at least one")
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    low, high = _tango(only_a, only_b, len(a), _z(confidence))
+    p_value = _mcnemar(only_a, only_b)
+    resolved = p_value < 1 - confidence and not low <= 0.0 <= high
+    return PairedDifference((only_a - only_b) / len(a), low, high, p_value, resolved, only_a, only_b, len(a))
+
+
+def quantiles(ms: Sequence[float] | NDArray[Any]) -> dict[str, float]:
+    """Median, 99th percentile and mean of latencies in milliseconds, and how many there were."""
+    values = np.asarray(ms, dtype=np.float64).ravel()
+    if values.size == 0 or not np.isfinite(values).all():
+        raise InvalidInput(f"Latencies must be at least one finite number; got {values.size}: {values[:5]}")
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"p50": float(p50), "p99": float(p99), "mean": float(values.mean()), "n": int(values.size)}
+
+
+def _z(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise InvalidInput(f"Confidence is {confidence}; expected a number between 0 and 1, such as 0.95")
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def _outcomes(values: Sequence[bool] | NDArray[Any]) -> NDArray[np.bool_]:
+    array = np.asarray(values)
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+        raise InvalidInput(f"Outcomes must be one row of True/False, one a seed; got {array.dtype} {array.shape}")
+    return array.astype(np.bool_)
+
+
+def _mcnemar(only_a: int, only_b: int) -> float:
+    """Exact McNemar test: were the differing seeds split as a fair coin would? Two-sided.
+
+    Q. McNemar, Psychometrika 12:153-157 (1947).
+    """
+    differing = only_a + only_b
+    tail = sum(math.comb(differing, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / (1 << differing))  # whole numbers up to the division: no underflow
+
+
+def _tango(only_a: int, only_b: int, n: int, z: float) -> tuple[float, float]:
+    """Score interval of a paired difference: all d that the score test does not reject.
+
+        T(d) = (b - c - n d) / sqrt(n (2 q + d (1 - d))),   b = only_a, c = only_b
+        q    = (sqrt(B^2 - 4 A C) - B) / 2A                 likeliest P(only B) given d
+        A = 2n,   B = (2n - b + c) d - b - c,   C = -c d (1 - d)
+
+    T. Tango, Statistics in Medicine 17:891-908 (1998). Its limits solve T(d) = +-z.
+    """
+    b, c = only_a, only_b
+
+    def score(d: float) -> float:
+        slope = (2 * n - b + c) * d - b - c  # B above
+        q = (math.sqrt(slope * slope + 8 * n * c * d * (1 - d)) - slope) / (4 * n)
+        spread = math.sqrt(max(0.0, n * (2 * q + d * (1 - d))))
+        distance = b - c - n * d
+        if spread == 0.0:  # only where d itself is certain: at -1, at 1, or at 0 with no differing seed
+            return math.copysign(math.inf, distance) if distance else 0.0
+        return distance / spread
+
+    middle = (b - c) / n
+    low = -1.0 if middle == -1.0 else _solve(lambda d: score(d) - z, -1.0, middle)
+    high = 1.0 if middle == 1.0 else _solve(lambda d: score(d) + z, middle, 1.0)
+    return low, high
+
+
+def _solve(falling: Callable[[float], float], low: float, high: float) -> float:
+    """Root of a falling function by bisection; 60 halvings reach float64's last bits."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+    return (low + high) / 2
