@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.envs.task import Privileged, TaskSpec, to_controller
 from s2robot.errors import InvalidInput, UnknownName, UsageError, require
-from s2robot.types import FRAMES, PROPRIOCEPTION, Observation
+from s2robot.types import FRAMES, PROPRIOCEPTION
 
 REACH = 10.0  # bound of every proprioception field [m or rad]; a finite one, as learning libraries ask for
 FIDELITIES = {"exact": (0.002, 1), "fast": (0.005, 2)}  # physics step [s], controller every k-th of them
@@ -43,7 +43,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
     `reset(seed=k)` fixes everything: two resets with the same seed give the same bits from there on.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium's own declaration
     render_mode = "rgb_array"
 
     def __init__(
@@ -142,7 +142,8 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         env, robot = self._env, self._env.robots[0]
         gripper = env.sim.data.site_xpos[robot.eef_site_id["right"]]
         fingers = env.sim.data.qpos[robot._ref_gripper_joint_pos_indexes["right"]]
-        return np.concatenate([gripper, fingers]).astype(np.float32)
+        state: NDArray[np.float32] = np.concatenate([gripper, fingers]).astype(np.float32)
+        return state
 
     def privileged(self) -> Privileged:
         """Simulator state for experts and probes; no policy may see it."""
@@ -153,9 +154,10 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         flat: NDArray[np.float64] = self._env.sim.get_state().flatten()
         return flat
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """The first camera, (H, W, 3)."""
-        return self.frames()[0]
+        frame: NDArray[np.uint8] = self.frames()[0]
+        return frame
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -167,7 +169,9 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         action = np.asarray(action, np.float32)
         names = self.task.action_names
         if action.shape != (len(names),):
-            raise InvalidInput(f"Action has shape {action.shape}; {self.task.name} takes ({len(names)},): {', '.join(names)}")
+            raise InvalidInput(
+                f"Action has shape {action.shape}; {self.task.name} takes ({len(names)},): {', '.join(names)}"
+            )
         if not np.isfinite(action).all() or np.abs(action).max() > 1.0 + 1e-6:
             raise InvalidInput(f"Action {action} is outside [-1, 1] or not finite; clip it if that is what you mean")
         return action

@@ -127,4 +127,5 @@ def _representatives(points: NDArray[np.float32], cluster: float) -> NDArray[np.
     distance = ((points - mean[cell]) ** 2).sum(axis=1)
     order = np.lexsort((distance, cell))
     nearest = order[np.searchsorted(cell[order], np.arange(len(size)))]
-    return nearest[cell].astype(np.int32)
+    chosen: NDArray[np.int32] = nearest[cell].astype(np.int32)
+    return chosen

@@ -33,7 +33,18 @@ class SceneSampler:
         self.seed = seed
         self.env: RobosuiteEnv = make_env("Lift", fidelity="fast", frame_size=frame_size)
         model = self.env._env.sim.model._model
-        names = ("geom_rgba", "geom_size", "geom_matid", "mat_rgba", "light_diffuse", "light_ambient", "light_pos", "cam_pos", "cam_quat", "cam_fovy")
+        names = (
+            "geom_rgba",
+            "geom_size",
+            "geom_matid",
+            "mat_rgba",
+            "light_diffuse",
+            "light_ambient",
+            "light_pos",
+            "cam_pos",
+            "cam_quat",
+            "cam_fovy",
+        )
         self._stock = {name: getattr(model, name).copy() for name in names}
         self._model = model
 
@@ -100,7 +111,9 @@ def _random_shapes(rng: np.random.Generator) -> list[dict[str, Any]]:
         yaw = rng.uniform(0, np.pi)
         turn = np.array([np.cos(yaw), -np.sin(yaw), 0, np.sin(yaw), np.cos(yaw), 0, 0, 0, 1.0])
         rgba = np.append(rng.uniform(0, 1, 3), 1.0).astype(np.float32)
-        shapes.append({"type": kind, "size": size, "pos": np.array([x, y, TABLE_TOP + height]), "mat": turn, "rgba": rgba})
+        shapes.append(
+            {"type": kind, "size": size, "pos": np.array([x, y, TABLE_TOP + height]), "mat": turn, "rgba": rgba}
+        )
     return shapes
 
 

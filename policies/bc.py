@@ -52,6 +52,9 @@ class Shapes:
 class Compression(nn.Module):
     """A fixed linear map of every token, per view and scale: (B, V, S*D, h, w) -> (B, V, S*components, h, w)."""
 
+    mean: Tensor  # (V, S, D)
+    basis: Tensor  # (V, S, D, components)
+
     def __init__(self, shapes: Shapes, components: int) -> None:
         super().__init__()
         self.components = min(components, shapes.width)
@@ -82,6 +85,9 @@ class Compression(nn.Module):
 class BCNetwork(nn.Module):
     """Compressed maps and normalised proprioception to an action chunk."""
 
+    proprioception_mean: Tensor  # (Q,)
+    proprioception_std: Tensor  # (Q,)
+
     def __init__(self, config: BCConfig, shapes: Shapes) -> None:
         super().__init__()
         self.config, self.shapes = config, shapes
@@ -100,7 +106,12 @@ class BCNetwork(nn.Module):
         layers: list[nn.Module] = []
         width = self.readout.width + shapes.proprioception
         for _ in range(config.layers):
-            layers += [nn.Linear(width, config.hidden), nn.LayerNorm(config.hidden), nn.GELU(), nn.Dropout(config.dropout)]
+            layers += [
+                nn.Linear(width, config.hidden),
+                nn.LayerNorm(config.hidden),
+                nn.GELU(),
+                nn.Dropout(config.dropout),
+            ]
             width = config.hidden
         self.head = nn.Sequential(*layers, nn.Linear(width, config.chunk * shapes.actions))
 
@@ -115,7 +126,8 @@ class BCNetwork(nn.Module):
     def loss(self, compressed: Tensor, proprioception: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """Mean absolute error to the expert's actions (B, A, M) where valid (B, A) is 1."""
         error = (self(compressed, proprioception) - actions).abs().mean(dim=-1)
-        return (error * valid).sum() / valid.sum()
+        loss: Tensor = (error * valid).sum() / valid.sum()
+        return loss
 
 
 class BCPolicy:

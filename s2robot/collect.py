@@ -65,11 +65,18 @@ def collect(config: CollectConfig, path: Path, progress: Progress = lambda done,
             tried, failed = len(outcome), len(outcome) - sum(outcome.values())
             progress(min(sum(outcome.values()), config.demos), config.demos, f"{failed} failed")
             if tried >= 50 and failed > tried // 2:
-                raise S2RobotError(f"The expert failed {failed} of {tried} episodes of {config.task}: is --noise {config.noise} too much?")
+                raise S2RobotError(
+                    f"The expert failed {failed} of {tried} episodes: is --noise {config.noise} too much?"
+                )
     finally:
         results.close()
     task = _task(config.task)
-    env_args = {"env_name": task.robosuite_name, "task": config.task, "fidelity": config.fidelity, "noise": config.noise}
+    env_args = {
+        "env_name": task.robosuite_name,
+        "task": config.task,
+        "fidelity": config.fidelity,
+        "noise": config.noise,
+    }
     env_args |= {"robot": task.robot, "control_hz": task.control_hz, "action_names": list(task.action_names)}
     env_args |= {"proprioception_names": list(task.proprioception_names), "versions": _versions()}
     return merge(parts, path, env_args, task.cameras, kept)
@@ -80,7 +87,9 @@ def demonstrate(env: RobosuiteEnv, seed: int, noise: float) -> Episode:
     rng = np.random.default_rng((seed, 1))
     expert = env.task.expert()
     observation, _ = env.reset(seed=seed)
-    rows: dict[str, list[Any]] = {name: [] for name in ("frames", "proprioception", "actions", "executed", "rewards", "states")}
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("frames", "proprioception", "actions", "executed", "rewards", "states")
+    }
     over = success = False
     while not over:
         action = expert.act(env.privileged())
@@ -107,7 +116,7 @@ def demonstrate(env: RobosuiteEnv, seed: int, noise: float) -> Episode:
 
 def _first_successes(outcome: dict[int, bool], first: int, wanted: int) -> list[int]:
     """The first `wanted` successful seeds of the unbroken series from `first` on."""
-    kept = []
+    kept: list[int] = []
     for seed in count(first):
         if seed not in outcome or len(kept) == wanted:
             return kept

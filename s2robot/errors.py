@@ -87,6 +87,6 @@ def require(package: str, *, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] != package.split(".")[0]:
+        if error.name and error.name.split(".")[0] != package.split(".", maxsplit=1)[0]:
             raise  # the package is there, something *it* needs is not: do not hide which
         raise MissingExtra(package, extra, purpose) from error

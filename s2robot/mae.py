@@ -8,6 +8,7 @@ flat, and dividing by their variance would teach noise).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,16 @@ class MaskedAutoencoder(nn.Module):
         mask_ratio: share of patches hidden from the encoder.
     """
 
-    def __init__(self, encoder: nn.Module, *, decoder_width: int = 128, decoder_depth: int = 2, mask_ratio: float = 0.75) -> None:
+    def __init__(
+        self, encoder: Any, *, decoder_width: int = 128, decoder_depth: int = 2, mask_ratio: float = 0.75
+    ) -> None:
         super().__init__()
+        self.decoder_positions: Tensor  # (1, N, decoder_width)
         from timm.models.vision_transformer import Block
 
         self.encoder = encoder
-        self.grid = encoder.patch_embed.grid_size[0]
-        self.patch = encoder.patch_embed.patch_size[0]
+        self.grid: int = encoder.patch_embed.grid_size[0]
+        self.patch: int = encoder.patch_embed.patch_size[0]
         self.visible = round(self.grid**2 * (1 - mask_ratio))
         width = encoder.embed_dim
         encoder.pos_embed = nn.Parameter(sincos_table(width, self.grid, prefix=1), requires_grad=False)

@@ -24,6 +24,7 @@ from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.mae import MaskedAutoencoder
 
 Progress = Callable[[int, int, str], None]
+LOG_EVERY = 25  # steps
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -64,16 +65,19 @@ def pretrain(config: PretrainConfig, out: Path, progress: Progress = lambda done
     model, optimizer, start = _restore(config, out)
     held_out = len(frames) // 50
     valid, train = frames[:held_out], frames[held_out:]
-    with files.JsonLines(out / "metrics.jsonl", keep=lambda row: row["step"] <= start) as metrics:
+    files.keep_lines(out / "metrics.jsonl", lambda row: row["step"] <= start)
+    with files.JsonLines(out / "metrics.jsonl") as metrics:
         began = time.monotonic()
         for step in range(start, config.steps):
             loss = _train_step(model, optimizer, config, train, step)
             if not math.isfinite(loss):
                 raise S2RobotError(f"The loss is {loss} at step {step}; the last good state is in {out}. Lower --lr")
             done = step + 1
-            if done % 25 == 0:
+            if done % LOG_EVERY == 0:
                 seconds = time.monotonic() - began
-                metrics.write({"step": done, "loss": round(loss, 5), "lr": _lr(config, step), "seconds": round(seconds, 1)})
+                metrics.write(
+                    {"step": done, "loss": round(loss, 5), "lr": _lr(config, step), "seconds": round(seconds, 1)}
+                )
             progress(done, config.steps, f"loss {loss:.3f}")
             if done % config.checkpoint_every == 0 or done == config.steps:
                 base, tile = validate(model, config, valid)
@@ -87,20 +91,22 @@ def render_frames(config: PretrainConfig, path: Path, progress: Progress) -> NDA
     if not path.exists():
         pieces = path.with_suffix(".parts")
         pieces.mkdir(exist_ok=True)
-        names, count = [], 0
+        names: list[Path] = []
+        count = 0
         sampler = registry.scene_sampler(config.frame_size, config.seed)
         while count < config.frames:
             piece = pieces / f"{len(names):05d}.npy"
             if not piece.exists():
                 block = np.concatenate([sampler.episode(16 * len(names) + k) for k in range(16)])
-                with files.atomic(piece) as temporary, open(temporary, "wb") as stream:
+                with files.atomic(piece) as temporary, temporary.open("wb") as stream:
                     np.save(stream, block)
             count += len(np.load(piece, mmap_mode="r"))
             names.append(piece)
             progress(min(count, config.frames), config.frames, "rendering")
         sampler.close()
         _join(names, config.frames, path)
-    return np.load(path, mmap_mode="r")
+    frames: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return frames
 
 
 def views(frames: NDArray[np.uint8], config: PretrainConfig, rng: np.random.Generator, kind: str = "mixed") -> Tensor:
@@ -128,7 +134,9 @@ def validate(model: MaskedAutoencoder, config: PretrainConfig, frames: NDArray[n
         for kind in ("base", "tile"):
             rng = np.random.default_rng(1)
             batches = [views(frames, config, rng, kind) for _ in range(4)]
-            losses.append(float(np.mean([model(images, _noise(model, len(images), rng))[0].item() for images in batches])))
+            losses.append(
+                float(np.mean([model(images, _noise(model, len(images), rng))[0].item() for images in batches]))
+            )
     return losses[0], losses[1]
 
 
@@ -138,13 +146,19 @@ def export(model: MaskedAutoencoder, config: PretrainConfig, out: Path) -> Path:
 
     weights = {key: value.detach().half().contiguous() for key, value in model.encoder.state_dict().items()}
     path = out / f"{config.name}.safetensors"
-    metadata = {"name": config.name, "licence": "MIT", "recipe": json.dumps(asdict(config))}
-    with files.atomic(path) as temporary:
-        save_file(weights, str(temporary), metadata)
+    about = {"name": config.name, "licence": "MIT", "recipe": asdict(config)}
+    with files.atomic(path) as temporary:  # one key: safetensors writes several in no fixed order
+        save_file(weights, str(temporary), {"s2robot": json.dumps(about)})
     return path
 
 
-def _train_step(model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, config: PretrainConfig, frames: NDArray[np.uint8], step: int) -> float:
+def _train_step(
+    model: MaskedAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    config: PretrainConfig,
+    frames: NDArray[np.uint8],
+    step: int,
+) -> float:
     rng = np.random.default_rng((config.seed, step))
     images = views(frames, config, rng)
     for group in optimizer.param_groups:
@@ -227,7 +241,9 @@ def _same_recipe(config: PretrainConfig, out: Path) -> None:
 def _join(pieces: list[Path], count: int, path: Path) -> None:
     first = np.load(pieces[0], mmap_mode="r")
     with files.atomic(path) as temporary:
-        whole = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, *first.shape[1:]))
+        whole = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+            temporary, "w+", np.uint8, (count, *first.shape[1:])
+        )
         at = 0
         for piece in pieces:
             block = np.load(piece, mmap_mode="r")[: count - at]

@@ -141,19 +141,20 @@ def _run(tool: tuple[Policy, RobosuiteEnv], seed: int) -> EpisodeResult:
     return run_episode(policy, env, seed)
 
 
-def _execute(env: gymnasium.Env[Any, Any], actions: NDArray[np.float32]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+def _execute(
+    env: gymnasium.Env[Any, Any], actions: NDArray[np.float32]
+) -> tuple[Any, float, bool, bool, dict[str, Any]]:
     """Execute a piece of a chunk: at once where the environment can, else step by step."""
     if hasattr(env.unwrapped, "step_chunk") and env is env.unwrapped:
         result: tuple[Any, float, bool, bool, dict[str, Any]] = env.unwrapped.step_chunk(actions)
         return result
-    total, info = 0.0, {}
+    total = 0.0
     for count, action in enumerate(actions, start=1):
         observation, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
-        info = {**info, "steps": count}
-        if terminated or truncated:
-            break
-    return observation, total, terminated, truncated, info
+        if terminated or truncated or count == len(actions):
+            return observation, total, terminated, truncated, {**info, "steps": count}
+    raise InvalidInput("The policy returned an empty action chunk; expected (A, M) with A of at least 1")
 
 
 def _note(ms: dict[str, list[float]], seconds: dict[str, float], *stages: str) -> None:

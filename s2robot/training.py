@@ -114,7 +114,9 @@ def load_policy(folder: str | Path, device: str | None = None) -> Policy:
     try:
         weights = load_file(folder / "policy.safetensors")
         module = registry.policy_module(description["kind"])
-        encoder = EncoderConfig(**{**description["encoder"], "scales": tuple(description["encoder"]["scales"])}).build(device)
+        encoder = EncoderConfig(**{**description["encoder"], "scales": tuple(description["encoder"]["scales"])}).build(
+            device
+        )
         if encoder.fingerprint != description["encoder_fingerprint"]:
             raise CheckpointMismatch(
                 f"The policy in {folder} was trained on features of {description['encoder']['name']} with fingerprint"
@@ -154,7 +156,9 @@ class _TrainState:
                 getattr(self, name).load_state_dict(state[name])
             self.step = int(state["step"])
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise CorruptFile(path, str(error).splitlines()[0][:200], f"Delete {path} to train from the start") from error
+            raise CorruptFile(
+                path, str(error).splitlines()[0][:200], f"Delete {path} to train from the start"
+            ) from error
 
 
 def _loop(
@@ -166,17 +170,20 @@ def _loop(
     out: Path,
     progress: Progress,
 ) -> None:
-    _trim(out / "metrics.jsonl", state.step)
+    files.keep_lines(out / "metrics.jsonl", lambda row: row["step"] <= state.step)  # later ones are taken again
     began, network = time.monotonic(), state.network
     with files.JsonLines(out / "metrics.jsonl") as metrics:
         while state.step < config.steps:
             loss = _step(state, samples, train_rows, config)
             if not math.isfinite(loss):
-                raise S2RobotError(f"The loss is {loss} at step {state.step}. Lower --train.lr (now {config.lr}), or look for NaN in the data")
+                raise S2RobotError(
+                    f"The loss is {loss} at step {state.step}. Lower --train.lr (now {config.lr}), or look for NaN in"
+                    " the data"
+                )
             state.step += 1
             progress(state.step, config.steps, f"loss {loss:.4f}")
             if state.step % VALID_EVERY == 0 or state.step == config.steps:
-                row = {"step": state.step, "loss": loss, "lr": _lr(config, state.step - 1)}
+                row: dict[str, Any] = {"step": state.step, "loss": loss, "lr": _lr(config, state.step - 1)}
                 row["valid_loss"] = _valid_loss(state.averaged.module, samples, valid_rows)
                 metrics.write({**row, "seconds": round(time.monotonic() - began, 2)})
             if state.step % config.checkpoint_every == 0:
@@ -228,16 +235,17 @@ def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, 
     )
     network: nn.Module = module.build(policy, shapes)
     spread = np.linspace(0, frames - 1, min(frames, 400)).astype(int)  # enough tokens for a covariance
-    network.compression.fit(torch.from_numpy(store.map[spread]))  # type: ignore[union-attr, operator]
+    network.compression.fit(_maps(store, spread))  # type: ignore[union-attr, operator]
     states = torch.from_numpy(np.concatenate([episode.proprioception for episode in dataset]))
-    network.proprioception_mean.copy_(states.mean(dim=0))  # type: ignore[union-attr, operator]
-    network.proprioception_std.copy_(states.std(dim=0).clamp_min(1e-4))  # type: ignore[union-attr, operator]
+    network.proprioception_mean.copy_(states.mean(dim=0))  # type: ignore[operator]
+    network.proprioception_std.copy_(states.std(dim=0).clamp_min(1e-4))  # type: ignore[operator]
     return network
 
 
 @torch.no_grad()
 def _samples(dataset: DemoDataset, store: FeatureStore, network: Any, chunk: int) -> Samples:
-    maps = [network.compression(torch.from_numpy(store.map[at : at + 128])).half() for at in range(0, len(store.map), 128)]
+    pieces = np.array_split(np.arange(len(store)), max(1, len(store) // 128))
+    maps = [network.compression(_maps(store, rows)).half() for rows in pieces]
     states, actions, valid = [], [], []
     for k, episode in enumerate(dataset):
         _, steps = store.rows(k)
@@ -248,22 +256,17 @@ def _samples(dataset: DemoDataset, store: FeatureStore, network: Any, chunk: int
     return Samples(torch.cat(maps), *(torch.from_numpy(np.concatenate(part)) for part in (states, actions, valid)))
 
 
+def _maps(store: FeatureStore, rows: np.ndarray[Any, Any]) -> Tensor:
+    """Some rows of the stored maps, copied: torch does not take read-only memory."""
+    return torch.from_numpy(np.array(store.map[rows]))
+
+
 def _split(dataset: DemoDataset, store: FeatureStore, config: TrainConfig) -> tuple[Tensor, Tensor]:
     rows = []
     for episodes in dataset.split(config.valid_fraction, config.seed):
         found = [np.asarray(store.rows(k)[0]) for k in episodes]
         rows.append(torch.from_numpy(np.concatenate(found) if found else np.zeros(0, int)))
     return rows[0], rows[1]
-
-
-def _trim(path: Path, step: int) -> None:
-    """Drop metrics written after the checkpoint we resume from: those steps are taken again."""
-    if path.exists():
-        rows = [row for row in files.read_jsonl(path) if row["step"] <= step]
-        path.unlink()
-        with files.JsonLines(path) as metrics:
-            for row in rows:
-                metrics.write(row)
 
 
 def _write_policy(

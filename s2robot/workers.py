@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ def cores() -> int:
 
 def work(
     make: Callable[[], Any], answer: Callable[[Any, Item], Result], items: Iterable[Item], workers: int | None = None
-) -> Iterator[tuple[Item, Result]]:
+) -> Generator[tuple[Item, Result], None, None]:
     """Yield (item, answer(tool, item)) as they finish; `tool = make()` is made once a worker.
 
     Items are drawn lazily, a few ahead, so the series may be endless: stop by closing the generator.
@@ -56,7 +56,7 @@ def work(
         try:
             while True:
                 while len(running) < count + 1 and (item := next(source, _END)) is not _END:
-                    running[pool.submit(_answer, answer, item)] = item  # type: ignore[assignment]
+                    running[pool.submit(_answer, answer, item)] = item
                 if not running:
                     break
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -64,7 +64,7 @@ def work(
                     item = running[future]
                     result = future.result()
                     del running[future]
-                    yield item, result  # type: ignore[misc]
+                    yield item, result
         except BrokenProcessPool as error:
             at = ", ".join(str(item) for item in running.values())
             raise S2RobotError(

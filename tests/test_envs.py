@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 
 import gymnasium
 import numpy as np
@@ -132,7 +134,8 @@ def test_positive_gripper_action_closes_the_fingers(lift_env: RobosuiteEnv) -> N
             lift_env.advance(np.array([0, 0, 0, command], np.float32))
         left, right = lift_env.proprioception()[3:]
         widths[command] = left - right
-    assert widths[1.0] < 0.01 < 0.05 < widths[-1.0]
+    assert widths[1.0] < 0.01
+    assert widths[-1.0] > 0.05
 
 
 def test_frames_are_upright_rgb() -> None:
@@ -216,3 +219,14 @@ def test_unknown_names_suggest_the_nearest() -> None:
         make_env("Lift", cameras=("agentveiw",))
     with pytest.raises(UnknownName, match="Did you mean 'fast'"):
         s2robot.make_env("Lift", fidelity="fsat")
+
+
+def test_a_process_may_render_first_and_learn_later() -> None:
+    """torch's optimizers import triton, whose LLVM crashed on finding Mesa's already loaded."""
+    code = (
+        "from s2robot.envs import make_env; env = make_env('Lift', frame_size=32); env.reset(seed=0)\n"
+        "import torch; layer = torch.nn.Linear(2, 2); optimizer = torch.optim.AdamW(layer.parameters())\n"
+        "layer(torch.ones(1, 2)).sum().backward(); optimizer.step(); env.reset(seed=1); env.close(); print('alive')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.strip().endswith("alive"), f"exit code {done.returncode}: {done.stderr[-500:]}"

@@ -1,0 +1,1 @@
+"""What differs from the defaults of the configuration dataclasses: one YAML file a run."""

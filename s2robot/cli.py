@@ -1,0 +1,91 @@
+"""The `s2robot` command: one verb, its options, a clear error, an exit code.
+
+    0 done    1 failed    2 wrong usage    130 stopped by Ctrl-C
+
+`--debug` before or after the verb shows the whole traceback of an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from s2robot import __version__
+from s2robot.errors import OutOfSpace, S2RobotError, UnknownName
+
+VERBS = {
+    "demo": "everything once: demonstrations, features, policy, rollouts, a page to look at",
+    "doctor": "what works on this machine, and what to install",
+    "list": "encoders, tasks, policies, configs",
+    "collect": "scripted demonstrations of a task",
+    "encode": "demonstrations to stored features, once",
+    "train": "a policy on stored features",
+    "eval": "rollouts of a trained policy on unseen seeds",
+    "report": "a run folder as one page",
+    "pretrain": "an encoder by masked autoencoding on randomised scenes",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        return _run(words)
+    except S2RobotError as error:
+        code, message = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code, message = 130, "Stopped. What was finished is kept: the same command goes on from there"
+    except BrokenPipeError:  # `s2robot list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last line of defence: whatever came becomes one line
+        from s2robot.files import is_full_disk
+
+        full = is_full_disk(error)
+        words_of_error = " ".join(str(error).split())[:300]
+        code = 1
+        message = f"{OutOfSpace.__doc__} ({words_of_error})" if full else f"{type(error).__name__}: {words_of_error}"
+        if not full:
+            message += "\nThis is a bug in s2robot or in what it stands on: please report it with the output of --debug"
+    if debug:
+        traceback.print_exc()
+    errors.print(f"[red bold]s2robot:[/] {_escape(message)}", highlight=False)
+    return code
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] in ("--version", "version"):
+        print(f"s2robot {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        raise UnknownName("command", verb, VERBS, "s2robot --help")
+    if verb == "doctor":
+        return int(importlib.import_module("s2robot.doctor").main(rest))
+    run = getattr(importlib.import_module("s2robot.verbs"), f"do_{verb}")
+    return int(run(rest))
+
+
+def _help() -> str:
+    lines = ["usage: s2robot VERB [options]        s2robot VERB --help", ""]
+    lines += [f"  {name:<10} {purpose}" for name, purpose in VERBS.items()]
+    return "\n".join([*lines, "", "Example: s2robot demo --quick", "--debug shows the traceback of an error."])
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

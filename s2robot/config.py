@@ -1,0 +1,127 @@
+"""Configuration: frozen dataclasses are the schema, YAML files hold what differs, the command line has the last word.
+
+defaults of the dataclass  <-  configs/<name>.yaml  <-  --collect.demos 60 --encoder.scales 1,2,3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import draccus
+import yaml
+from draccus.utils import ParsingError
+
+from s2robot.errors import CorruptFile, InvalidInput, UnknownName
+
+Config = TypeVar("Config")
+
+
+def load(schema: type[Config], source: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Build a config.
+
+    Args:
+        schema: a frozen dataclass, nested at will.
+        source: a YAML file, or the name of one that ships with s2robot; None for the defaults.
+        overrides: ["--policy.hidden", "512", ...]; `--key=value` and bare `--flag` for true are understood.
+
+    Raises:
+        UnknownName: a key that is not in the schema, with the nearest that is.
+        InvalidInput: a value of the wrong type.
+    """
+    tree = _read(source) if source else {}
+    known = keys(schema)
+    for key in _flatten(tree):
+        if key not in known:
+            raise UnknownName(f"key in {source}", key, known)
+    for key, text in _pairs(overrides):
+        if key not in known:
+            raise UnknownName("option", f"--{key}", [f"--{name}" for name in known])
+        _plant(tree, key, _value(text, known[key]))
+    try:
+        return draccus.decode(schema, tree)  # type: ignore[no-any-return]
+    except (ParsingError, TypeError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, InvalidInput) else error
+        raise InvalidInput(f"Configuration: {' '.join(str(cause).split())}") from error
+
+
+def dump(config: Any) -> str:
+    """The resolved config as YAML."""
+    return str(yaml.safe_dump(draccus.encode(config), sort_keys=False))
+
+
+def names() -> list[str]:
+    """Configs that ship with s2robot."""
+    folder = resources.files("s2robot").joinpath("configs")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def keys(schema: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a schema with its type, in the order of its fields."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            found |= keys(typing.cast(type, hint), f"{prefix}{field.name}.")
+        else:
+            found[f"{prefix}{field.name}"] = hint
+    return found
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        if source not in names():
+            raise UnknownName("config", source, names(), "or a path that ends in .yaml")
+        path = Path(str(resources.files("s2robot").joinpath("configs", f"{source}.yaml")))
+    if not path.is_file():
+        raise InvalidInput(f"No config file {path}. Those that ship with s2robot: {', '.join(names())}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CorruptFile(path, " ".join(str(error).split()), "Mend the YAML at that place.") from error
+    if not isinstance(tree, dict | None):
+        raise CorruptFile(path, f"it holds a {type(tree).__name__}, not keys and values", "See configs/ for examples.")
+    return tree or {}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in tree.items():
+        found += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return found
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    pairs, rest = [], list(overrides)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise InvalidInput(f"Unexpected argument {word!r}; options look like --collect.demos 60")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        pairs.append((key.replace("-", "_"), text))
+    return pairs
+
+
+def _value(text: str, hint: Any) -> Any:
+    if typing.get_origin(hint) is tuple:
+        return [yaml.safe_load(part) for part in text.strip("()[] ").split(",") if part.strip()]
+    is_text = hint is str or (typing.get_origin(hint) is types.UnionType and str in typing.get_args(hint))
+    if is_text and text.lower() not in ("null", "none"):
+        return text
+    return yaml.safe_load(text) if text.lower() != "none" else None
+
+
+def _plant(tree: dict[str, Any], key: str, value: Any) -> None:
+    *branches, leaf = key.split(".")
+    for branch in branches:
+        tree = tree.setdefault(branch, {})
+    tree[leaf] = value

@@ -1,0 +1,245 @@
+"""The whole way, once: demonstrations -> features -> policy -> rollouts -> a page. Every stage resumes.
+
+<out>/config.yaml       the resolved configuration
+      demos.hdf5        demonstrations
+      features/         the feature store
+      policy/           weights, metrics
+      episodes.jsonl    evaluation, one line an episode
+      videos/ pictures/ summary.json report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from s2robot import config as configuration
+from s2robot import files, machine, pictures, progress, registry, statistics, training, video
+from s2robot.collect import CollectConfig, collect
+from s2robot.datasets import DemoDataset
+from s2robot.encoder import EncoderConfig
+from s2robot.errors import InvalidInput
+from s2robot.policies.bc import BCConfig
+from s2robot.report import write_report
+from s2robot.rollout import STAGES, EpisodeResult, EvalConfig, evaluate, make_env_for, record_episode
+from s2robot.store import FeatureStore, encode_dataset
+from s2robot.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """Which frames of the demonstrations are encoded."""
+
+    stride: int = 2  # every second step: neighbours look alike
+    workers: int = 0  # processes; 0 takes every core
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Everything the demo does."""
+
+    out: str = "runs/demo"
+    seed: int = 0  # of demonstrations, network and batches; evaluation has its own, `eval.seed`
+    baselines: bool = False  # also train and judge base scale alone and random weights, on the same seeds
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    policy: BCConfig = field(default_factory=BCConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def demo(config: DemoConfig, console: Console) -> Path:
+    """Run or resume the demo; return the report.
+
+    Raises:
+        InvalidInput: the folder holds a run with other settings.
+    """
+    config = _seeded(config)
+    out = Path(config.out)
+    _same_config(config, out)
+    clock = StageClock(out / "stages.json")
+    with clock.stage("collect"), progress.bar("collect", console) as report:
+        dataset = collect(config.collect, out / "demos.hdf5", report)
+    store, policy = _learn(config, config.encoder, dataset, out / "policy", clock, console)
+    with clock.stage("evaluate"), progress.bar("evaluate", console) as report:
+        results = evaluate(policy, config.eval, out / "episodes.jsonl", report)
+    baselines = _baselines(config, dataset, results, console) if config.baselines else []
+    with clock.stage("report"):
+        _pictures(config, dataset, policy, results, out)
+        files.write_json(out / "summary.json", _summary(config, dataset, store, policy, results, baselines, clock))
+        return write_report(out)
+
+
+class StageClock:
+    """Wall time of every stage, summed over interruptions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = files.read_json(path) if path.exists() else {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            files.write_json(self.path, self.seconds)
+
+
+def _learn(
+    config: DemoConfig, encoder: EncoderConfig, dataset: DemoDataset, out: Path, clock: StageClock, console: Console
+) -> tuple[FeatureStore, Path]:
+    with clock.stage("encode"), progress.bar("encode", console) as report:
+        root, workers = Path(config.out) / "features", config.encode.workers or None
+        store = encode_dataset(
+            dataset.path, encoder, root, stride=config.encode.stride, workers=workers, progress=report
+        )
+    with clock.stage("train"), progress.bar("train", console) as report:
+        policy = training.train(dataset, store, encoder, config.policy, config.train, out, progress=report)
+    return store, policy
+
+
+def _baselines(
+    config: DemoConfig, dataset: DemoDataset, results: list[EpisodeResult], console: Console
+) -> list[dict[str, Any]]:
+    """The same everything with another encoder, judged on the same seeds."""
+    rows = []
+    arms = {
+        "base scale only": dataclasses.replace(config.encoder, scales=config.encoder.scales[:1]),
+        "random weights": dataclasses.replace(config.encoder, random_weights=True, checkpoint=None),
+    }
+    for name, encoder in arms.items():
+        folder = Path(config.out) / "baselines" / name.replace(" ", "-")
+        console.print(f"Baseline: {name}")
+        _, policy = _learn(config, encoder, dataset, folder / "policy", StageClock(folder / "stages.json"), console)
+        with progress.bar("evaluate", console) as report:
+            theirs = evaluate(policy, config.eval, folder / "episodes.jsonl", report)
+        wins = sum(r.success for r in theirs)
+        paired = statistics.paired_difference([r.success for r in results], [r.success for r in theirs])
+        rows.append(
+            {
+                "name": name,
+                "scales": list(encoder.scales),
+                "successes": wins,
+                "episodes": len(theirs),
+                "interval": list(statistics.wilson(wins, len(theirs))),
+                "paired": {**dataclasses.asdict(paired), "resolved": paired.resolved},
+            }
+        )
+    return rows
+
+
+def _pictures(config: DemoConfig, dataset: DemoDataset, policy: Path, results: list[EpisodeResult], out: Path) -> None:
+    """Videos of one success and one failure, a strip of stills, and what each scale sees."""
+    actor = registry.load_policy(policy)
+    env = make_env_for(files.read_json(policy / "policy.json"), config.eval.fidelity)
+    chosen = {"success": [r.seed for r in results if r.success], "failure": [r.seed for r in results if not r.success]}
+    stills = None
+    for kind, seeds in chosen.items():
+        if seeds:
+            frames = record_episode(actor, env, seeds[0])  # (L, V, H, W, 3)
+            video.write_video(out / "videos" / f"{kind}.mp4", np.concatenate(list(frames.swapaxes(0, 1)), axis=2))
+            stills = frames[:, 0] if stills is None else stills
+    env.close()
+    assert stills is not None
+    with files.atomic(out / "pictures" / "strip.png") as temporary:
+        video.contact_sheet(stills, columns=6).save(temporary, "PNG")
+    finest = dataclasses.replace(config.encoder, grid="finest").build()
+    episode = dataset.frames(0, [0, dataset.lengths[0] // 2])  # (2, V, H, W, 3)
+    maps = finest(episode).map.flatten(0, 1).cpu().numpy()  # (2V, D*S, h, w)
+    scales = pictures.split_scales(maps, [int(scale) for scale in finest.scales])
+    with files.atomic(out / "pictures" / "features.png") as temporary:
+        pictures.feature_picture(episode.reshape(-1, *episode.shape[2:]), scales).save(temporary, "PNG")
+    shutil.copyfile(policy / "metrics.jsonl", out / "metrics.jsonl")
+
+
+def _summary(
+    config: DemoConfig,
+    dataset: DemoDataset,
+    store: FeatureStore,
+    policy: Path,
+    results: list[EpisodeResult],
+    baselines: list[dict[str, Any]],
+    clock: StageClock,
+) -> dict[str, Any]:
+    wins, n = sum(r.success for r in results), len(results)
+    description = files.read_json(policy / "policy.json")
+    encoder = config.encoder.build()
+    details = {
+        "collect": f"{len(dataset)} demonstrations, {dataset.total} steps",
+        "encode": f"{len(store)} steps x {len(dataset.cameras)} views",
+        "train": f"{config.train.steps} steps of {config.train.batch}",
+        "evaluate": f"{n} rollouts",
+    }
+    return {
+        "title": f"{config.collect.task}: behaviour cloning on frozen S2 features",
+        "task": config.collect.task,
+        "success_rate": wins / n,
+        "successes": wins,
+        "episodes": n,
+        "interval": list(statistics.wilson(wins, n)),
+        "seed": config.seed,
+        "evaluation_seeds": [results[0].seed, results[-1].seed],
+        "encoder": {
+            "name": config.encoder.name,
+            "scales": list(config.encoder.scales),
+            "grid": config.encoder.grid,
+            "random_weights": config.encoder.random_weights,
+            "parameters": sum(p.numel() for p in encoder.parameters()),
+            "fingerprint": encoder.fingerprint,
+        },
+        "policy": {
+            "kind": description["kind"],
+            "parameters": description["parameters"],
+            "execute": config.policy.execute,
+        },
+        "demos": len(dataset),
+        "stages": [
+            {"name": name, "seconds": round(seconds, 1), "detail": details.get(name, "")}
+            for name, seconds in clock.seconds.items()
+        ],
+        "latency_ms": {stage: statistics.quantiles([ms for r in results for ms in r.ms[stage]]) for stage in STAGES},
+        "steps_to_success": {"p50": float(np.median([r.steps for r in results if r.success]))} if wins else None,
+        "baselines": baselines,
+        "fidelity": {"collect": config.collect.fidelity, "evaluate": config.eval.fidelity},
+        "command": shlex.join(["s2robot", *sys.argv[1:]]),
+        "machine": machine.machine(),
+        "versions": machine.versions(),
+        "git": machine.git_revision(),
+    }
+
+
+def _seeded(config: DemoConfig) -> DemoConfig:
+    """One seed for all that is learned; what is judged keeps its own."""
+    return dataclasses.replace(
+        config,
+        collect=dataclasses.replace(config.collect, seed=config.seed),
+        train=dataclasses.replace(config.train, seed=config.seed),
+    )
+
+
+def _same_config(config: DemoConfig, out: Path) -> None:
+    path, now = out / "config.yaml", configuration.dump(dataclasses.replace(config, out="."))
+    if not path.exists():
+        with files.atomic(path) as temporary:
+            temporary.write_text(now, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != now:
+        before, after = path.read_text(encoding="utf-8").splitlines(), now.splitlines()
+        changed = [f"{a.strip()} -> {b.strip()}" for a, b in zip(before, after, strict=False) if a != b]
+        raise InvalidInput(
+            f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another --out, or:"
+            f" rm -r {shlex.quote(str(out))}"
+        )

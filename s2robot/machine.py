@@ -1,0 +1,69 @@
+"""What a number was measured on: machine, versions, revision."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from s2robot import workers
+
+PACKAGES = ("s2robot", "torch", "timm", "numpy", "mujoco", "robosuite", "gymnasium")
+
+
+def machine() -> dict[str, str | int | float | None]:
+    """CPU, cores, memory, GPU, Python, platform."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu(),
+        "cores": workers.cores(),
+        "memory_gib": _memory(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers; a package that is not installed is left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """The checkout's revision, with "+" if it has uncommitted changes; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        revision = _git(here, "rev-parse", "--short", "HEAD")
+        return revision + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory() -> float | None:
+    try:
+        line = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()[0]
+        return round(int(line.split()[1]) / 2**20, 1)
+    except (OSError, IndexError, ValueError):
+        return None

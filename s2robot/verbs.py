@@ -1,0 +1,289 @@
+"""What each verb of the command line does: read options, call the library, say what came out.
+
+`do_<verb>(argv) -> exit code`; `s2robot.cli.VERBS` names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2robot import config as configuration
+from s2robot import files, progress, registry, statistics
+from s2robot.errors import InvalidInput, UsageError
+
+
+def do_demo(argv: Sequence[str]) -> int:
+    parser = _parser(
+        "demo",
+        "Collect, encode, train, evaluate, report. Stop it any time: it goes on where it was.",
+        "s2robot demo --quick",
+    )
+    parser.add_argument("config", nargs="?", default=None, help="a config by name or .yaml path (default: demo)")
+    parser.add_argument(
+        "--quick", action="store_true", help="base scale and fewer demonstrations: minutes, not a coffee"
+    )
+    parser.add_argument(
+        "--baselines", action="store_true", help="also train with the base scale alone and with random weights"
+    )
+    parser.add_argument(
+        "--no-install", action="store_true", help="do not install what the simulator needs, only say it"
+    )
+    _shorthands(parser, out="out", seed="seed", demos="collect.demos", steps="train.steps", episodes="eval.episodes")
+    options, rest = parser.parse_known_args(list(argv))
+    _simulator_or_install(install=not options.no_install)
+    from s2robot.demo import DemoConfig
+    from s2robot.demo import demo as run
+
+    name = options.config or ("demo-quick" if options.quick else "demo")
+    overrides = _overrides(options, rest) + (["--baselines", "true"] if options.baselines else [])
+    console = Console()
+    page = run(configuration.load(DemoConfig, name, overrides), console)
+    summary = files.read_json(page.parent / "summary.json")
+    rate = _percent(summary["success_rate"], *summary["interval"])
+    console.print(
+        f"{summary['task']}: {summary['successes']} of {summary['episodes']} unseen placements: {rate}\n{page}",
+        highlight=False,
+    )
+    return 0
+
+
+def do_collect(argv: Sequence[str]) -> int:
+    from s2robot.collect import CollectConfig
+    from s2robot.collect import collect as run
+
+    parser = _parser(
+        "collect",
+        "Scripted demonstrations, in parallel, resumable.",
+        "s2robot collect Lift --demos 200 --out runs/lift.hdf5",
+    )
+    parser.add_argument("task", help="a task; see: s2robot list tasks")
+    parser.add_argument("--out", required=True, help="the HDF5 file to write (robomimic's layout)")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(CollectConfig, None, ["--task", options.task, *rest])
+    registry.get_task(config.task)
+    console = Console()
+    with progress.bar("collect", console) as report:
+        dataset = run(config, Path(options.out), report)
+    console.print(
+        f"{options.out}: {len(dataset)} demonstrations, {dataset.total} steps, cameras {', '.join(dataset.cameras)}"
+    )
+    return 0
+
+
+def do_encode(argv: Sequence[str]) -> int:
+    from s2robot.encoder import EncoderConfig
+    from s2robot.store import encode_dataset
+
+    parser = _parser(
+        "encode",
+        "Encode demonstrations once; training then reads features.",
+        "s2robot encode runs/lift.hdf5 --scales 1,2",
+    )
+    parser.add_argument("dataset", help="an HDF5 file of demonstrations")
+    parser.add_argument("--out", default=None, help="folder of feature stores (default: features/ beside the dataset)")
+    parser.add_argument("--stride", type=int, default=1, help="encode every n-th step (default 1)")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+    options, rest = parser.parse_known_args(list(argv))
+    encoder = configuration.load(EncoderConfig, None, rest)
+    root = Path(options.out or Path(options.dataset).parent / "features")
+    console = Console()
+    with progress.bar("encode", console) as report:
+        store = encode_dataset(
+            options.dataset, encoder, root, stride=options.stride, workers=options.workers, progress=report
+        )
+    console.print(
+        f"{store.folder}: {len(store)} steps, map {store.map.shape[1:]}, {encoder.name} at scales {encoder.scales}"
+    )
+    return 0
+
+
+def do_train(argv: Sequence[str]) -> int:
+    from s2robot.datasets import DemoDataset
+    from s2robot.demo import DemoConfig
+    from s2robot.store import encode_dataset
+    from s2robot.training import train as run
+
+    parser = _parser(
+        "train",
+        "Train a policy; encodes first what is not yet encoded.",
+        "s2robot train runs/lift.hdf5 --out runs/lift-bc --policy.hidden 512",
+    )
+    parser.add_argument("dataset", help="an HDF5 file of demonstrations")
+    parser.add_argument("--config", default="demo", help="a config by name or .yaml path (default: demo)")
+    _shorthands(parser, out="out", seed="train.seed", steps="train.steps")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(DemoConfig, options.config, _overrides(options, rest))
+    console, dataset = Console(), DemoDataset(options.dataset)
+    root, workers = Path(options.dataset).parent / "features", config.encode.workers or None
+    with progress.bar("encode", console) as report:
+        store = encode_dataset(
+            dataset.path, config.encoder, root, stride=config.encode.stride, workers=workers, progress=report
+        )
+    with progress.bar("train", console) as report:
+        out = run(
+            dataset, store, config.encoder, config.policy, config.train, Path(config.out) / "policy", progress=report
+        )
+    with files.atomic(Path(config.out) / "config.yaml") as temporary:
+        temporary.write_text(configuration.dump(config), encoding="utf-8")
+    console.print(f"{out}: trained. Now: s2robot eval {config.out}")
+    return 0
+
+
+def do_eval(argv: Sequence[str]) -> int:
+    from s2robot.rollout import EvalConfig, evaluate
+
+    parser = _parser(
+        "eval", "Roll a trained policy out on seeds no demonstration used.", "s2robot eval runs/demo --episodes 100"
+    )
+    parser.add_argument("run", help="a run folder that holds policy/")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(EvalConfig, None, rest)
+    folder = Path(options.run) / "policy"
+    if not (folder / "policy.json").exists():
+        raise InvalidInput(f"No policy in {folder}. Train one: s2robot train --help")
+    console = Console(stderr=options.json)
+    log = Path(options.run) / f"episodes-{config.fidelity}.jsonl"
+    with progress.bar("evaluate", console) as report:
+        results = evaluate(folder, config, log, report)
+    wins = sum(r.success for r in results)
+    low, high = statistics.wilson(wins, len(results))
+    result = {"success_rate": wins / len(results), "successes": wins, "episodes": len(results), "interval": [low, high]}
+    result |= {"seed": config.seed, "fidelity": config.fidelity, "log": str(log)}
+    if options.json:
+        print(json.dumps(result))
+    else:
+        console.print(
+            f"{wins} of {len(results)} succeeded: {_percent(wins / len(results), low, high)}", highlight=False
+        )
+    return 0
+
+
+def do_report(argv: Sequence[str]) -> int:
+    from s2robot.report import write_report
+
+    parser = _parser("report", "Write a run folder's report.html again.", "s2robot report runs/demo")
+    parser.add_argument("run", help="a finished run folder")
+    print(write_report(parser.parse_args(list(argv)).run))
+    return 0
+
+
+def do_pretrain(argv: Sequence[str]) -> int:
+    from s2robot.pretrain import PretrainConfig
+    from s2robot.pretrain import pretrain as run
+
+    parser = _parser(
+        "pretrain",
+        "Masked autoencoding on randomised robot scenes; resumable.",
+        "s2robot pretrain --out runs/tiny --steps 4000",
+    )
+    parser.add_argument("config", nargs="?", default=None, help="a config by name or .yaml path")
+    parser.add_argument("--out", required=True, help="run folder")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(PretrainConfig, options.config, rest)
+    console = Console()
+    with progress.bar("pretrain", console) as told:
+        weights = run(config, Path(options.out), told)
+    console.print(f"{weights}: use it with --encoder.checkpoint {weights}")
+    return 0
+
+
+def do_list(argv: Sequence[str]) -> int:
+    parser = _parser("list", "What there is by name.", "s2robot list encoders")
+    kinds = {"encoders": _encoders, "tasks": _tasks, "policies": _policies, "configs": _configs}
+    parser.add_argument("kind", nargs="?", choices=sorted(kinds), help="default: all")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_args(list(argv))
+    chosen = {options.kind: kinds[options.kind]} if options.kind else kinds
+    found = {name: rows() for name, rows in chosen.items()}
+    if options.json:
+        print(json.dumps(files.plain(found), indent=2))
+        return 0
+    for name, rows in found.items():
+        table = Table(title=name, title_justify="left", box=None, header_style="bold")
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*[str(value) for value in row.values()])
+        Console().print(table)
+    return 0
+
+
+def _encoders() -> Any:
+    from s2robot.backbones import list_encoders
+
+    return [dict(row) if isinstance(row, dict) else dataclasses.asdict(row) for row in list_encoders()]
+
+
+def _tasks() -> Any:
+    from s2robot.envs import TASKS
+
+    return [
+        {"name": t.name, "robot": t.robot, "cameras": ", ".join(t.cameras), "success": t.success}
+        for t in TASKS.values()
+    ]
+
+
+def _policies() -> Any:
+    return [{"kind": kind, "module": module} for kind, module in registry.POLICIES.items()]
+
+
+def _configs() -> Any:
+    return [{"name": name} for name in configuration.names()]
+
+
+def _percent(rate: float, low: float, high: float) -> str:
+    return f"{100 * rate:.0f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+
+
+def _parser(verb: str, purpose: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"s2robot {verb}",
+        description=purpose,
+        epilog=f"example: {example}\nAny key of the configuration is an option: --collect.noise 0.2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
+    """Options that stand for one key of the config."""
+    for name, key in targets.items():
+        parser.add_argument(
+            f"--{name}", dest=f"={key}", metavar=name.upper(), help=f"short for --{key}" if key != name else key
+        )
+
+
+def _overrides(options: argparse.Namespace, rest: Sequence[str]) -> Any:
+    short = [
+        word
+        for key, value in vars(options).items()
+        if key.startswith("=") and value is not None
+        for word in (f"--{key[1:]}", value)
+    ]
+    return [*short, *rest]
+
+
+def _simulator_or_install(*, install: bool) -> None:
+    """The demo is one command from a fresh machine: in a virtual environment it installs what it needs."""
+    if find_spec("robosuite") and find_spec("mujoco"):
+        return
+    if not install or sys.prefix == sys.base_prefix or "S2ROBOT_FIXED" in os.environ:
+        raise UsageError("The demo needs the simulator. Run: s2robot doctor --fix   (or: pip install 's2robot[sim]')")
+    print("The simulator is not installed; installing it into this environment (s2robot doctor --fix).", flush=True)
+    if subprocess.run([sys.executable, "-m", "s2robot.cli", "doctor", "--fix"], check=False).returncode:
+        raise UsageError("The simulator could not be installed; see the lines above, or: pip install 's2robot[sim]'")
+    os.environ["S2ROBOT_FIXED"] = "1"  # a second failure must not loop
+    os.execv(sys.executable, [sys.executable, "-m", "s2robot.cli", *sys.argv[1:]])  # numpy may have changed under us

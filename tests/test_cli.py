@@ -1,0 +1,92 @@
+"""The command line: exit codes, one-line errors, help with an example."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from s2robot import cli
+from s2robot.errors import MissingExtra, OutOfSpace, RenderingUnavailable, S2RobotError, UsageError, require
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([verb, "--help"])
+    assert exit_.value.code == 0
+    assert f"s2robot {verb}" in capsys.readouterr().out.split("xample", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["dmeo"], "Did you mean 'demo'"),
+        (["demo", "--no-install", "--collect.demoz", "3"], "Did you mean '--collect.demos'"),
+        (["demo", "--no-install", "nosuch"], "Unknown config"),
+        (["collect", "Lfit", "--out", "x.hdf5"], "Did you mean 'Lift'"),
+        (["encode", "nowhere.hdf5"], "No demonstrations at"),
+        (["eval", "nowhere"], "Train one"),
+        (["report", "nowhere"], "not a finished run"),
+        (["train", "nowhere.hdf5"], "No demonstrations at"),
+        (["encode", "x.hdf5", "--name", "s2robot-tyni"], "No demonstrations"),
+    ],
+    ids=str,
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err and captured.err.strip().count("\n") == 0
+    assert "Traceback" not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (S2RobotError("it broke"), 1),
+        (UsageError("not so"), 2),
+        (RenderingUnavailable("no GL"), 1),
+        (MissingExtra("x", "sim", "This"), 1),
+        (OutOfSpace("full"), 1),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("a bug"), 1),
+        (OSError(28, "No space left on device"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_error_has_its_exit_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main(["demo"]) == code
+    assert "Traceback" not in capsys.readouterr().err
+    assert cli.main(["demo", "--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_list_is_readable_by_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "encoders", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["encoders"]
+    assert any(row["name"] == "s2robot-tiny" for row in rows)
+
+
+def test_version_and_bare_call(capsys: pytest.CaptureFixture[str]) -> None:
+    import s2robot
+
+    assert cli.main(["--version"]) == 0
+    assert s2robot.__version__ in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert "s2robot demo" in capsys.readouterr().out
+
+
+def test_a_missing_extra_names_its_pip_line() -> None:
+    with pytest.raises(MissingExtra, match=r"pip install 's2robot\[sim\]'"):
+        require("no_such_package_at_all", extra="sim", purpose="A test")

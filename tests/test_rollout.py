@@ -1,0 +1,142 @@
+"""Collect, learn and evaluate on real physics: reproducible bit for bit, whatever the interruptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot import files
+from s2robot.collect import SEEDS_PER_RUN, CollectConfig, _first_successes, collect, demonstrate
+from s2robot.encoder import EncoderConfig
+from s2robot.envs.bridge import RobosuiteEnv
+from s2robot.errors import InvalidInput
+from s2robot.policies.bc import BCConfig
+from s2robot.rollout import (
+    EVALUATION_SEED,
+    EvalConfig,
+    evaluate,
+    make_env_for,
+    read_results,
+    record_episode,
+    rollout,
+    run_episode,
+)
+from s2robot.store import encode_dataset
+from s2robot.training import TrainConfig, load_policy, train
+from s2robot.types import FRAMES, PROPRIOCEPTION, Observation
+
+pytestmark = pytest.mark.sim
+ENCODER = EncoderConfig(random_weights=True, scales=(1,))
+
+
+class ExpertPolicy:
+    """Privileged, for testing the loop alone: sees the simulator, not the frames."""
+
+    execute = 3
+
+    def __init__(self, env: RobosuiteEnv) -> None:
+        self.env, self.expert, self.seconds = env, env.task.expert(), {"encode": 0.0, "act": 0.001}
+
+    def act(self, observation: Observation) -> np.ndarray:
+        return np.stack([self.expert.act(self.env.privileged())] * 5)
+
+    def reset(self) -> None:
+        self.expert.reset()
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    dataset = collect(CollectConfig(demos=2, frame_size=128, workers=1), folder / "demos.hdf5")
+    store = encode_dataset(dataset.path, ENCODER, folder / "features", stride=4, workers=1)
+    return train(dataset, store, ENCODER, BCConfig(), TrainConfig(steps=5, batch=8), folder / "policy")
+
+
+def test_the_loop_counts_successes_steps_and_time(lift_env: RobosuiteEnv) -> None:
+    results = rollout(ExpertPolicy(lift_env), lift_env, episodes=3, seed=0)
+    assert [r.seed for r in results] == [0, 1, 2]
+    assert all(r.success and 10 < r.steps < 100 and r.reward > 0 for r in results)
+    cycles = -(-results[0].steps // 3)
+    assert {stage: len(ms) for stage, ms in results[0].ms.items()} == dict.fromkeys(
+        ("render", "encode", "act", "step"), cycles
+    )
+    assert np.median(results[0].ms["step"]) > 0.5 and np.median(results[0].ms["act"]) == 1.0
+
+
+def test_rollouts_of_one_seed_are_the_same_bits(policy_folder: Path) -> None:
+    policy = load_policy(policy_folder)
+    env = make_env_for(files.read_json(policy_folder / "policy.json"), "fast")
+    first = record_episode(policy, env, 5)[:20]
+    record_episode(policy, env, 6)
+    again = record_episode(policy, env, 5)[:20]
+    result = run_episode(policy, env, 5)
+    env.close()
+    np.testing.assert_array_equal(first, again)
+    assert result.steps == 100 or result.success
+
+
+def test_evaluation_is_the_same_in_any_number_of_processes_and_resumes(policy_folder: Path, tmp_path: Path) -> None:
+    def outcome(results: list) -> list:
+        return [(r.seed, r.success, r.steps, r.reward) for r in results]
+
+    config = EvalConfig(episodes=3, fidelity="fast", workers=1)
+    alone = evaluate(policy_folder, config, tmp_path / "alone.jsonl")
+    torn = (tmp_path / "alone.jsonl").read_bytes()
+    (tmp_path / "two.jsonl").write_bytes(torn[: len(torn) // 2])  # as a kill would leave it
+    kept = len(read_results(tmp_path / "two.jsonl"))
+    two = evaluate(policy_folder, EvalConfig(episodes=3, fidelity="fast", workers=2), tmp_path / "two.jsonl")
+    assert kept in (1, 2)
+    assert outcome(two) == outcome(alone)
+    assert [r.seed for r in alone] == [EVALUATION_SEED + k for k in range(3)]
+
+
+def test_demonstrations_hold_the_clean_action_beside_the_disturbed_one(lift_env: RobosuiteEnv) -> None:
+    episode = demonstrate(lift_env, seed=1_000_003, noise=0.3)
+    episode.validate()
+    assert episode.success and episode.rewards[-1] > 0
+    difference = np.abs(episode.actions - episode.executed_actions)
+    assert difference[:, :3].mean() > 0.05 and difference[:, 3].max() == 0
+    assert set(np.unique(episode.actions[:, 3])) == {-1.0, 1.0}
+    again = demonstrate(lift_env, seed=1_000_003, noise=0.3)
+    assert again.digest() == episode.digest()
+
+
+def test_replaying_a_demonstration_gives_its_frames(lift_env: RobosuiteEnv) -> None:
+    episode = demonstrate(lift_env, seed=1_000_004, noise=0.3)
+    observation, _ = lift_env.reset(seed=1_000_004)
+    for step, action in enumerate(episode.executed_actions[:10]):
+        np.testing.assert_array_equal(observation[FRAMES], episode.frames[step])
+        np.testing.assert_array_equal(observation[PROPRIOCEPTION], episode.proprioception[step])
+        observation, *_ = lift_env.step(action)
+
+
+def test_collection_is_the_same_file_for_any_number_of_workers(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 2:
+            raise Killed
+
+    one = collect(CollectConfig(demos=3, frame_size=32, workers=1), tmp_path / "one.hdf5")
+    with pytest.raises(Killed):
+        collect(CollectConfig(demos=3, frame_size=32, workers=1), tmp_path / "two.hdf5", kill)
+    assert not (tmp_path / "two.hdf5").exists()
+    two = collect(CollectConfig(demos=3, frame_size=32, workers=2), tmp_path / "two.hdf5")
+    assert one.fingerprint == two.fingerprint
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_demonstration_and_evaluation_seeds_never_meet() -> None:
+    assert EVALUATION_SEED + 800_000 < SEEDS_PER_RUN
+    with pytest.raises(InvalidInput, match="demos"):
+        collect(CollectConfig(demos=0), Path("nowhere.hdf5"))
+
+
+def test_the_first_successes_in_order_are_kept() -> None:
+    outcome = {5: True, 6: False, 7: True, 9: True}
+    assert _first_successes(outcome, 5, 2) == [5, 7]
+    assert _first_successes(outcome, 5, 3) == [5, 7]  # 8 is not known yet
+    assert _first_successes({**outcome, 8: False}, 5, 3) == [5, 7, 9]

@@ -1,0 +1,81 @@
+"""Processes: all answers, no leftovers, a dead worker is a clear error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from s2robot import workers
+from s2robot.errors import InvalidInput, S2RobotError
+
+
+def make(offset: int) -> int:
+    return offset
+
+
+def add(tool: int, item: int) -> int:
+    return tool + item
+
+
+def threads(tool: int, item: int) -> str:
+    return os.environ["OMP_NUM_THREADS"]
+
+
+def die(tool: int, item: int) -> None:
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+
+
+def complain(tool: int, item: int) -> None:
+    raise InvalidInput(f"item {item} is wrong")
+
+
+def pid(tool: int, item: int) -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_every_item_is_answered_once(n: int) -> None:
+    answers = dict(workers.work(partial(make, 10), add, range(8), n))
+    assert answers == {item: item + 10 for item in range(8)}
+
+
+def test_an_endless_series_may_be_left() -> None:
+    answers = workers.work(partial(make, 0), pid, count(), 2)
+    pids = {next(answers)[1] for _ in range(4)}
+    answers.close()
+    deadline = time.monotonic() + 10
+    while any(_alive(p) for p in pids):
+        assert time.monotonic() < deadline, "a worker outlived its work"
+        time.sleep(0.05)
+
+
+def test_workers_use_one_thread_and_the_parent_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert dict(workers.work(partial(make, 0), threads, [1], 1)) == {1: "1"}
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_a_killed_worker_is_named() -> None:
+    with pytest.raises(S2RobotError, match="worker process died"):
+        list(workers.work(partial(make, 0), die, range(6), 2))
+
+
+def test_errors_keep_their_type_across_processes() -> None:
+    with pytest.raises(InvalidInput, match="item 0 is wrong"):
+        list(workers.work(partial(make, 0), complain, [0], 1))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
