@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from s2robot import __version__
-from s2robot.errors import OutOfSpace, S2RobotError, UnknownName
+from s2robot.errors import S2RobotError, UnknownName
 
 VERBS = {
     "demo": "everything once: demonstrations, features, policy, rollouts, a page to look at",
@@ -36,29 +36,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    errors = Console(stderr=True, soft_wrap=True)
     try:
         return _run(words)
-    except S2RobotError as error:
-        code, message = error.exit_code, str(error)
-    except KeyboardInterrupt:
-        code, message = 130, "Stopped. What was finished is kept: the same command goes on from there"
     except BrokenPipeError:  # `s2robot list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 - the last line of defence: whatever came becomes one line
-        from s2robot.files import is_full_disk
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last line of defence: one line for the user
+        if debug:
+            traceback.print_exc()
+        code, message = _explain(error)
+        Console(stderr=True, soft_wrap=True).print(f"[red bold]s2robot:[/] {_escape(message)}", highlight=False)
+        return code
 
-        full = is_full_disk(error)
-        words_of_error = " ".join(str(error).split())[:300]
-        code = 1
-        message = f"{OutOfSpace.__doc__} ({words_of_error})" if full else f"{type(error).__name__}: {words_of_error}"
-        if not full:
-            message += "\nThis is a bug in s2robot or in what it stands on: please report it with the output of --debug"
-    if debug:
-        traceback.print_exc()
-    errors.print(f"[red bold]s2robot:[/] {_escape(message)}", highlight=False)
-    return code
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of whatever came up."""
+    from s2robot.files import is_full_disk
+
+    if isinstance(error, S2RobotError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "Stopped. What was finished is kept: the same command goes on from there"
+    words = " ".join(str(error).split())[:300]
+    if is_full_disk(error):
+        return 1, f"The disk is full ({words}). Free some space and run the same command again: it goes on from there"
+    return 1, f"{type(error).__name__}: {words}. This is a bug: please report it with the output of --debug"
 
 
 def _run(words: list[str]) -> int:

@@ -8,8 +8,8 @@
 
 The fields are `s2robot.episodes`' own. Collecting writes every finished episode as a file (`EpisodeParts`);
 `merge` makes one dataset of them. Frames are lzf-compressed: of the filters h5py brings, so that robomimic reads
-it, the fastest. On robosuite frames of 128 px: 0.17 ms to read one and 0.53 of the raw size, against 0.41 ms and
-0.39 for gzip-1; shuffle does nothing to bytes. Every chunk has a checksum, every episode a digest.
+it, the fastest. On robosuite frames of 128 px: 0.40 ms to write one, 0.19 to read it, 0.53 of the raw size, against
+0.67, 0.26 and 0.39 for gzip-1; shuffle does nothing to bytes. Every row has a checksum, every episode a digest.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class DemoDataset:
         return split_episodes(len(self), valid_fraction, seed)
 
     def close(self) -> None:
-        """Close the file; it opens again when next asked."""
+        """Close the file until the next read. robomimic asks for SWMR, so it cannot open a file that is open here."""
         if self._handle is not None and self._handle[0] == os.getpid():
             self._handle[1].close()
         self._handle = None

@@ -38,12 +38,19 @@ class UsageError(S2RobotError):
 class UnknownName(UsageError):
     """A name that is not in its table."""
 
+    LISTED = 30  # a longer table is cut to the nearest names
+
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         tail = f" ({hint})" if hint else ""
-        super().__init__(f"Unknown {kind} {name!r}.{guess} Known: {', '.join(known)}{tail}")
+        if len(known) > self.LISTED:
+            listed = difflib.get_close_matches(name, known, n=6, cutoff=0.0)
+            tail = f", and {len(known) - len(listed)} more{tail}"
+        else:
+            listed = known
+        super().__init__(f"Unknown {kind} {name!r}.{guess} Known: {', '.join(listed)}{tail}")
         self.nearest = near[0] if near else None
 
 

@@ -277,6 +277,7 @@ def _is_another_alive(pid: int) -> bool:
 
 
 def _out_of_space(path: Path) -> OutOfSpace:
+    path = path.with_name(_LEFTOVER.sub("", path.name))  # the name that was asked for
     folder = path.absolute().parent
     free = shutil.disk_usage(folder).free
     error = OutOfSpace(

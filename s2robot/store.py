@@ -181,18 +181,23 @@ def _prepare(folder: Path, index: dict[str, Any]) -> set[int]:
         kept = _read_index(folder)
         for name in _ARRAYS:
             _open_array(folder, name, index[f"{name}_shape"])
-        if {**kept, "dataset": None} == {**index, "dataset": None}:  # the dataset may have moved
+        if all(kept[name] == index[name] for name in index.keys() - {"encoder", "dataset"}):  # files may have moved
             journal = folder / "journal.jsonl"
             return {line["episode"] for line in read_jsonl(journal)} if journal.exists() else set()
     # The journal goes first and the index comes last, so that neither ever speaks of arrays that are not there.
     for name in ("journal.jsonl", "index.json", "map.npy", "cls.npy"):
         (folder / name).unlink(missing_ok=True)
-    for name in _ARRAYS:
-        shape = index[f"{name}_shape"]
-        with atomic(folder / f"{name}.npy") as temporary:
-            temporary.write_bytes(_npy_header(shape))
-            reserve(temporary, half_bytes(shape) + len(_npy_header(shape)))
-    write_json(folder / "index.json", {**index, "digest": _index_digest(index)}, indent=None)
+    try:
+        for name in _ARRAYS:
+            shape = index[f"{name}_shape"]
+            with atomic(folder / f"{name}.npy") as temporary:
+                temporary.write_bytes(_npy_header(shape))
+                reserve(temporary, half_bytes(shape) + len(_npy_header(shape)))
+        write_json(folder / "index.json", {**index, "digest": _index_digest(index)}, indent=None)
+    except BaseException:
+        for name in _ARRAYS:  # one may have found its space: it must not keep it
+            (folder / f"{name}.npy").unlink(missing_ok=True)
+        raise
     return set()
 
 

@@ -30,7 +30,7 @@ def do_demo(argv: Sequence[str]) -> int:
         "Collect, encode, train, evaluate, report. Stop it any time: it goes on where it was.",
         "s2robot demo --quick",
     )
-    parser.add_argument("config", nargs="?", default=None, help="a config by name or .yaml path (default: demo)")
+    parser.add_argument("--config", default=None, help="a config by name or .yaml path (default: demo)")
     parser.add_argument(
         "--quick", action="store_true", help="base scale and fewer demonstrations: minutes, not a coffee"
     )
@@ -189,7 +189,7 @@ def do_pretrain(argv: Sequence[str]) -> int:
         "Masked autoencoding on randomised robot scenes; resumable.",
         "s2robot pretrain --out runs/tiny --steps 4000",
     )
-    parser.add_argument("config", nargs="?", default=None, help="a config by name or .yaml path")
+    parser.add_argument("--config", default=None, help="a config by name or .yaml path")
     parser.add_argument("--out", required=True, help="run folder")
     options, rest = parser.parse_known_args(list(argv))
     config = configuration.load(PretrainConfig, options.config, rest)

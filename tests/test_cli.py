@@ -24,7 +24,7 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     [
         (["dmeo"], "Did you mean 'demo'"),
         (["demo", "--no-install", "--collect.demoz", "3"], "Did you mean '--collect.demos'"),
-        (["demo", "--no-install", "nosuch"], "Unknown config"),
+        (["demo", "--no-install", "--config", "nosuch"], "Unknown config"),
         (["collect", "Lfit", "--out", "x.hdf5"], "Did you mean 'Lift'"),
         (["encode", "nowhere.hdf5"], "No demonstrations at"),
         (["eval", "nowhere"], "Train one"),

@@ -10,7 +10,7 @@ import pytest
 from s2robot import config
 from s2robot.demo import DemoConfig
 from s2robot.encoder import EncoderConfig
-from s2robot.errors import CorruptFile, InvalidInput, UnknownName
+from s2robot.errors import CorruptFile, InvalidInput, UnknownName, UsageError
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def test_typos_name_the_nearest_key(tmp_path: Path) -> None:
     "words", [["--inner.width", "abc"], ["--inner.width", "2.5"], ["stray"], ["--inner", "3"]], ids=str
 )
 def test_wrong_values_are_refused(words: list[str]) -> None:
-    with pytest.raises(InvalidInput):
+    with pytest.raises(UsageError):
         config.load(Outer, None, words)
 
 

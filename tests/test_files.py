@@ -129,6 +129,15 @@ def test_every_wording_of_a_full_disk_is_understood(tmp_path: Path, error: Excep
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_reserved_space_is_real_and_what_was_written_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"head")
+    reserve(tmp_path / "a", 1 << 20)
+    status = (tmp_path / "a").stat()
+    assert status.st_size == 1 << 20
+    assert status.st_blocks * 512 >= 1 << 20  # not a hole
+    assert (tmp_path / "a").read_bytes() == b"head" + bytes((1 << 20) - 4)
+
+
 def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), explain_full_disk(tmp_path):
         raise PermissionError(errno.EACCES, "no")

@@ -56,19 +56,19 @@ class FakeConfig:
 
 class FakeEncoder:
     channels = 6
-    grid_size = (2, 2)
+    grid_size = (4, 4)
 
     def __init__(self, config: FakeConfig) -> None:
         self.config = config
         self.fingerprint = f"fake {config.seed}"
-        self.weights = torch.randn(48, 24, generator=torch.Generator().manual_seed(config.seed))
+        self.weights = torch.randn(48, 96, generator=torch.Generator().manual_seed(config.seed))
 
     def __call__(self, frames: np.ndarray) -> Features:
         time.sleep(self.config.delay)
         if len(frames) == BATCH and Path(self.config.flag).exists():
             self.make_trouble()
         values = torch.from_numpy(frames).float().flatten(2) / 255  # (B, V, 768)
-        maps = (values[..., :48] @ self.weights).unflatten(2, (6, 2, 2))
+        maps = (values[..., :48] @ self.weights).unflatten(2, (6, 4, 4))
         if self.config.trouble == "overflow":
             maps = maps * 1e6
         return Features(maps, maps.flatten(3).transpose(2, 3), values[..., 48:54])
@@ -82,8 +82,9 @@ class FakeEncoder:
             raise ZeroDivisionError("oh")
 
 
-def content(store: FeatureStore) -> dict[str, bytes]:
-    return {name: (store.folder / name).read_bytes() for name in ("map.npy", "cls.npy", "index.json")}
+def content(store: FeatureStore) -> dict[str, Any]:
+    index = {**store.index, "encoder": None}  # its delay and troubles
+    return index | {name: (store.folder / name).read_bytes() for name in ("map.npy", "cls.npy")}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_every_row_is_the_step_it_says(dataset: DemoDataset, tmp_path: Path, str
         features = encoder(dataset.frames(k, steps))
         assert np.array_equal(store.map[rows], features.map.half().numpy())
         assert np.array_equal(store.cls[rows], features.cls.half().numpy())
-    assert store.map.shape == (len(store), 2, 6, 2, 2)
+    assert store.map.shape == (len(store), 2, 6, 4, 4)
     assert (store.stride, store.cameras, store.dataset_fingerprint) == (stride, ("a", "b"), dataset.fingerprint)
     assert told[0] == (0, len(store))
     assert told[-1] == (len(store), len(store))
@@ -291,15 +292,24 @@ def test_a_full_disk_shows_before_anything_is_encoded(
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr(FakeEncoder, "__call__", lambda *_: pytest.fail("encoded"))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(OutOfSpace):
-            encode_dataset(dataset.path, FakeConfig(), tmp_path, workers=1)
+        for size in (1000, 10_000):  # of the arrays' 9 kB and 0.7 kB; the index comes with 60 kB of settings
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+            with pytest.raises(OutOfSpace):
+                encode_dataset(dataset.path, FakeConfig(flag="x" * 60_000), tmp_path, workers=1)
+            assert list((tmp_path / unkilled.folder.name).iterdir()) == []
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list((tmp_path / unkilled.folder.name).iterdir()) == []
     monkeypatch.undo()
-    assert content(encode_dataset(dataset.path, FakeConfig(), tmp_path, workers=1)) == content(unkilled)
+    folder, holes = tmp_path / unkilled.folder.name, []
+
+    def look(*_: int) -> None:
+        files = [(folder / name).stat() for name in ("map.npy", "cls.npy")]
+        holes.append(any(file.st_blocks * 512 < file.st_size for file in files))
+
+    store = encode_dataset(dataset.path, FakeConfig(), tmp_path, workers=1, progress=look)
+    assert content(store) == content(unkilled)
+    assert not any(holes)  # all its space was taken before the first batch
 
 
 def test_a_damaged_store_is_corrupt_or_right_but_never_wrong(unkilled: FeatureStore, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Both make .venv first; `make help` lists the rest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last: an interrupted set-up never counts as done.
+READY := $(VENV)/ready
+# Each test worker takes about 1 GB.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? cores : 8)))
+
+# A test process imports torch: one thread each, or the workers fight over the cores (llvmpipe's threads join in).
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE LP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-quick test test-all check format build clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything in it; again only when pyproject.toml changes
+
+$(READY): pyproject.toml
+	@rm -f $(READY)
+	@bash .ci/make_venv.sh $(VENV)
+	@echo "Installing torch, robosuite and what they need: about 7 GB on disk, a few minutes"
+	$(BIN)/python -m pip install --editable '.[sim,dev]'
+	$(BIN)/s2robot doctor --fix
+	@touch $(READY)
+
+demo: $(READY) ## collect, encode, train, evaluate Lift; then open runs/demo/report.html (about 12 minutes)
+	$(BIN)/s2robot demo
+
+demo-quick: $(READY) ## the same with one scale and fewer demonstrations (about 5 minutes)
+	$(BIN)/s2robot demo --quick
+
+test: $(READY) ## all tests but those marked slow or gpu
+	$(ONE_THREAD) $(BIN)/python -m pytest -m 'not slow and not gpu' --numprocesses $(WORKERS) --dist loadfile
+
+test-all: $(READY) ## every test this machine can run
+	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+check: $(READY) ## lint, format, types, sizes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tests/sizes.py
+
+format: $(READY) ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: $(READY) ## wheel and sdist in dist/, each installed and tried in a venv of its own
+	rm -rf build dist
+	$(BIN)/python -m build
+	bash .ci/try_dist.sh $(BIN)/python dist/*.whl
+	bash .ci/try_dist.sh $(BIN)/python dist/*.tar.gz
+
+clean: ## remove what can be made again; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,67 @@
+"""The whole way in miniature, on real physics: it ends in a page, resumes, and refuses to mix settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from s2robot import config, demo, files
+from s2robot.demo import DemoConfig
+from s2robot.errors import InvalidInput
+
+pytestmark = pytest.mark.sim
+
+WORDS = ["--collect.demos", "2", "--train.steps", "4", "--eval.episodes", "2", "--eval.fidelity", "fast"]
+WORDS += ["--encoder.random_weights", "--train.batch", "8", "--encode.stride", "4"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> DemoConfig:
+    """A demo of seconds, run once."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    made = config.load(DemoConfig, "demo-quick", ["--out", str(out), *WORDS])
+    demo.demo(made, Console(quiet=True))
+    return made
+
+
+def test_it_ends_in_a_page_with_everything_on_it(tiny: DemoConfig) -> None:
+    out = Path(tiny.out)
+    summary = files.read_json(out / "summary.json")
+    assert summary["episodes"] == 2 and 0 <= summary["success_rate"] <= 1
+    low, high = summary["interval"]
+    assert 0 <= low <= summary["success_rate"] <= high <= 1
+    assert [stage["name"] for stage in summary["stages"]][:4] == ["collect", "encode", "train", "evaluate"]
+    for stage in ("render", "encode", "act", "step"):
+        assert 0 < summary["latency_ms"][stage]["p50"] <= summary["latency_ms"][stage]["p99"]
+    assert summary["fidelity"] == {"collect": "fast", "evaluate": "fast"}
+    assert summary["versions"]["mujoco"] and summary["machine"]["cores"]
+    page = (out / "report.html").read_text()
+    assert "data:video/mp4" in page and "data:image/png" in page and "95" in page
+    assert (out / "policy" / "policy.safetensors").stat().st_size > 1000
+    assert not list(out.rglob("*.tmp-*")) and not list(out.rglob("*.parts"))
+
+
+def test_run_again_it_does_nothing_twice(tiny: DemoConfig) -> None:
+    out = Path(tiny.out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} | {
+        path: path.stat().st_mtime_ns for path in out.glob("demos.hdf5")
+    }
+    episodes = (out / "episodes.jsonl").read_bytes()
+    demo.demo(tiny, Console(quiet=True))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (out / "episodes.jsonl").read_bytes() == episodes
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(tiny: DemoConfig) -> None:
+    other = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, lr=1.0))
+    with pytest.raises(InvalidInput, match=r"lr: 0\.0015 -> lr: 1\.0"):
+        demo.demo(other, Console(quiet=True))
+
+
+def test_the_seed_reaches_demonstrations_and_training_but_not_evaluation(tiny: DemoConfig) -> None:
+    seeded = demo._seeded(dataclasses.replace(tiny, seed=7))
+    assert seeded.collect.seed == seeded.train.seed == 7
+    assert seeded.eval.seed == tiny.eval.seed
