@@ -28,8 +28,11 @@ class LiftExpert:
     """
 
     GAIN = 12.0  # action per metre of error; saturates at 8 cm
+    DEPTH = 0.008  # aimed this far below the cube's centre, so as not to stop short of it [m]
     CLEARANCE = 0.07  # height kept above the cube when far from it [m]
-    THROAT, MOUTH = 0.008, 0.04  # horizontal error at which the funnel has come all the way down, begins [m]
+    THROAT, MOUTH = 0.012, 0.045  # horizontal error at which the funnel has come all the way down, begins [m]
+    REACH = (0.020, 0.018)  # closes within this much sideways and in height [m]: as wide as the grasp forgives
+    HOLD = (0.035, 0.030)  # and opens again beyond this
     CLOSE_STEPS = 4
 
     def __init__(self) -> None:
@@ -41,11 +44,11 @@ class LiftExpert:
     def act(self, state: Privileged) -> NDArray[np.float32]:
         error = state["cube"] - state["gripper"]  # (3,)
         aside = float(np.hypot(error[0], error[1]))
-        held = aside < (0.03 if self._closing else 0.015) and abs(error[2]) < (0.025 if self._closing else 0.012)
-        if not held:
+        sideways, upright = self.HOLD if self._closing else self.REACH
+        if aside > sideways or abs(error[2]) > upright:
             self._closing = 0
             height = self.CLEARANCE * np.clip((aside - self.THROAT) / (self.MOUTH - self.THROAT), 0, 1)
-            return self._move(error + np.array([0, 0, height]), close=False)
+            return self._move(error + np.array([0, 0, height - self.DEPTH]), close=False)
         self._closing += 1
         if self._closing <= self.CLOSE_STEPS:
             return self._move(error, close=True)

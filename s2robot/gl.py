@@ -144,7 +144,7 @@ def _first_that_renders(candidates: tuple[str, ...]) -> str:
     told = f"MUJOCO_GL={told} allows no other; unset it to let s2robot choose. " if told else ""
     raise RenderingUnavailable(
         f"No offscreen OpenGL on this machine ({'; '.join(reasons)}). {told}"
-        f"Run: s2robot doctor --fix   or, as root: {APT_LINE}   or, without root: pip install {osmesa.WHEEL}"
+        f"Run: s2robot doctor --fix   or, as root: {APT_LINE}   or, without root: pip install --no-deps {osmesa.WHEEL}"
     )
 
 

@@ -105,7 +105,8 @@ def _become_root() -> list[str]:
 def _install_wheel_gl(console: Console) -> None:
     lines = [need.line for need in requirements.needs("osmesa") if not need.fits]
     if lines:
-        _pip(lines, console)
+        # The libraries inside are all we want; the viewer they come with would bring a whole Jupyter.
+        _pip(["--no-deps", *lines], console)
     # OpenCV's usual build wants libGL.so.1; the headless build of the same version is the same module without
     # windows, and put over it keeps robosuite's requirement met.
     if opencv_failure():

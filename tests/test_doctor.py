@@ -214,7 +214,7 @@ def test_fix_falls_back_to_the_wheel(machine: Machine, monkeypatch: pytest.Monke
     machine.on["headless"] = machine.become_rendering
     machine.fix()
     wheel, opencv = machine.commands[-2:]
-    assert wheel.endswith("-m pip install s2robot-no-such-wheel<2")
+    assert wheel.endswith("-m pip install --no-deps s2robot-no-such-wheel<2")
     assert opencv.endswith("install --no-deps --force-reinstall opencv-python-headless==4.11.0.86")
 
 
