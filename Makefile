@@ -21,7 +21,6 @@ setup: $(READY) ## make .venv with everything in it; again only when pyproject.t
 $(READY): pyproject.toml
 	@rm -f $(READY)
 	@bash .ci/make_venv.sh $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip  # an old resolver may search for an hour
 	@echo "Installing torch, robosuite and what they need: about 7 GB on disk, a few minutes"
 	$(BIN)/python -m pip install --editable '.[sim,dev]'
 	$(BIN)/s2robot doctor --fix

@@ -54,6 +54,7 @@ def test_the_loss_counts_masked_patches_only() -> None:
     noise = torch.rand(1, 64, generator=torch.Generator().manual_seed(0))
     images = torch.randn(1, 3, 128, 128)
     loss, painted, mask = model(images, noise)
+    assert mask.sum() == 48
     by_hand = ((painted - model.patches(images)) ** 2).mean(-1)[mask.bool()].mean()
     torch.testing.assert_close(loss, by_hand)
 
