@@ -1,6 +1,6 @@
 """The `s2robot` command: one verb, its options, a clear error, an exit code.
 
-    0 done    1 failed    2 wrong usage    130 stopped by Ctrl-C
+    0 done    1 failed or stopped    2 wrong usage
 
 `--debug` before or after the verb shows the whole traceback of an error.
 """
@@ -56,7 +56,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, S2RobotError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, "Stopped. What was finished is kept: the same command goes on from there"
+        return 1, "Stopped. What was finished is kept: the same command goes on from there"
     words = " ".join(str(error).split())[:300]
     if is_full_disk(error):
         return 1, f"The disk is full ({words}). Free some space and run the same command again: it goes on from there"

@@ -53,7 +53,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         (RenderingUnavailable("no GL"), 1),
         (MissingExtra("x", "sim", "This"), 1),
         (OutOfSpace("full"), 1),
-        (KeyboardInterrupt(), 130),
+        (KeyboardInterrupt(), 1),
         (ZeroDivisionError("a bug"), 1),
         (OSError(28, "No space left on device"), 1),
     ],
