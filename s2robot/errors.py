@@ -21,12 +21,16 @@ import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class S2RobotError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose. They keep type and message across processes."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive, (type(self), self.args, self.__dict__)
 
 
 class UsageError(S2RobotError):
@@ -87,6 +91,14 @@ class RenderingUnavailable(S2RobotError):
 
 class OutOfSpace(S2RobotError, OSError):
     """The disk is full."""
+
+
+def _revive(kind: type[S2RobotError], args: tuple[Any, ...], state: dict[str, Any]) -> S2RobotError:
+    """Unpickle without calling `__init__`, whose arguments are not the message it made of them."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 def require(package: str, *, extra: str, purpose: str) -> ModuleType:
