@@ -1,7 +1,8 @@
 """Scripted demonstrations: `s2robot collect Lift --demos 200`.
 
-The expert's arm is disturbed by noise on every action while the label kept is the clean action it would have
-taken there (Laskey et al. 2017, "DART"): the policy sees what to do off the perfect path.
+The expert's arm is disturbed while the label kept is the clean action it would have taken there (Laskey et al.
+2017, "DART"): noise on every action shows the way back to the path, and now and then a shove, a few steps of one
+random command to arm and fingers, shows the way out of a missed grasp.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s2robot import registry, workers
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
@@ -33,6 +35,7 @@ class CollectConfig:
     task: str = "Lift"
     demos: int = 200  # successful ones
     noise: float = 0.3  # standard deviation added to the executed motion, in action units
+    shoves: float = 0.04  # probability at each step that a shove begins
     fidelity: str = "fast"
     frame_size: int = 256  # pixels: the largest scale the encoder will look at
     seed: int = 0
@@ -82,9 +85,9 @@ def collect(config: CollectConfig, path: Path, progress: Progress = lambda done,
     return merge(parts, path, env_args, task.cameras, kept)
 
 
-def demonstrate(env: RobosuiteEnv, seed: int, noise: float) -> Episode:
-    """One episode of the task's expert, disturbed by `noise`; a function of the arguments alone."""
-    rng = np.random.default_rng((seed, 1))
+def demonstrate(env: RobosuiteEnv, seed: int, noise: float, shoves: float = 0.0) -> Episode:
+    """One episode of the task's expert, disturbed; a function of the arguments alone."""
+    disturb = Disturbance(np.random.default_rng((seed, 1)), noise, shoves)
     expert = env.task.expert()
     observation, _ = env.reset(seed=seed)
     rows: dict[str, list[Any]] = {
@@ -93,8 +96,7 @@ def demonstrate(env: RobosuiteEnv, seed: int, noise: float) -> Episode:
     over = success = False
     while not over:
         action = expert.act(env.privileged())
-        executed = action.copy()
-        executed[:-1] = np.clip(action[:-1] + rng.normal(0, noise, len(action) - 1), -1, 1)
+        executed = disturb(action)
         row = (observation["frames"], observation["proprioception"], action, executed, env.state())
         for name, value in zip(("frames", "proprioception", "actions", "executed", "states"), row, strict=True):
             rows[name].append(value)
@@ -114,6 +116,27 @@ def demonstrate(env: RobosuiteEnv, seed: int, noise: float) -> Episode:
     )
 
 
+class Disturbance:
+    """Noise on every motion (never on the fingers), and shoves."""
+
+    SHOVE_STEPS = (2, 7)
+
+    def __init__(self, rng: np.random.Generator, noise: float, shoves: float) -> None:
+        self.rng, self.noise, self.shoves = rng, noise, shoves
+        self._left, self._command = 0, np.zeros(0)
+
+    def __call__(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is executed in place of the clean action (M,), its last entry the fingers' command."""
+        noise = np.append(self.rng.normal(0, self.noise, len(action) - 1), 0.0)
+        if self._left == 0 and self.rng.random() < self.shoves:
+            self._left = int(self.rng.integers(*self.SHOVE_STEPS))
+            self._command = np.append(self.rng.uniform(-1, 1, len(action) - 1), self.rng.choice([-1.0, 1.0]))
+        shoved = self._left > 0
+        self._left = max(0, self._left - 1)
+        executed: NDArray[np.float32] = np.clip((self._command if shoved else action) + noise, -1, 1).astype(np.float32)
+        return executed
+
+
 def _first_successes(outcome: dict[int, bool], first: int, wanted: int) -> list[int]:
     """The first `wanted` successful seeds of the unbroken series from `first` on."""
     kept: list[int] = []
@@ -130,7 +153,7 @@ def _make(config: CollectConfig) -> RobosuiteEnv:
 
 
 def _demonstrate(config: CollectConfig, folder: Path, env: RobosuiteEnv, seed: int) -> bool:
-    episode = demonstrate(env, seed, config.noise)
+    episode = demonstrate(env, seed, config.noise, config.shoves)
     EpisodeParts(folder).write(episode)
     return bool(episode.success)
 

@@ -79,7 +79,7 @@ def _read(source: str) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         if source not in names():
             raise UnknownName("config", source, names(), "or a path that ends in .yaml")
-        path = Path(str(resources.files("s2robot").joinpath("configs", f"{source}.yaml")))
+        path = Path(str(resources.files("s2robot") / "configs" / f"{source}.yaml"))
     if not path.is_file():
         raise InvalidInput(f"No config file {path}. Those that ship with s2robot: {', '.join(names())}")
     try:

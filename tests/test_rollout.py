@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from s2robot import files
-from s2robot.collect import SEEDS_PER_RUN, CollectConfig, _first_successes, collect, demonstrate
+from s2robot.collect import SEEDS_PER_RUN, CollectConfig, Disturbance, _first_successes, collect, demonstrate
 from s2robot.encoder import EncoderConfig
 from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.errors import InvalidInput
@@ -101,6 +101,20 @@ def test_demonstrations_hold_the_clean_action_beside_the_disturbed_one(lift_env:
     assert set(np.unique(episode.actions[:, 3])) == {-1.0, 1.0}
     again = demonstrate(lift_env, seed=1_000_003, noise=0.3)
     assert again.digest() == episode.digest()
+
+
+def test_shoves_take_over_arm_and_fingers_for_a_few_steps() -> None:
+    action = np.array([0.5, 0.5, 0.5, -1], np.float32)
+    never = Disturbance(np.random.default_rng(0), noise=0.0, shoves=0.0)
+    assert all((never(action) == action).all() for _ in range(200))
+    often = Disturbance(np.random.default_rng(0), noise=0.0, shoves=0.05)
+    shoved = np.array([(often(action) != action).any() for _ in range(4000)])
+    runs = np.diff(np.flatnonzero(np.diff(shoved.astype(int))))[::2]
+    assert 0.1 < shoved.mean() < 0.25
+    assert runs.min() >= 2 and np.median(runs) <= 6
+    twins = [Disturbance(np.random.default_rng(3), 0.3, 0.1) for _ in range(2)]
+    for _ in range(50):
+        np.testing.assert_array_equal(twins[0](action), twins[1](action))
 
 
 def test_replaying_a_demonstration_gives_its_frames(lift_env: RobosuiteEnv) -> None:
