@@ -109,9 +109,10 @@ def test_shoves_take_over_arm_and_fingers_for_a_few_steps() -> None:
     assert all((never(action) == action).all() for _ in range(200))
     often = Disturbance(np.random.default_rng(0), noise=0.0, shoves=0.05)
     shoved = np.array([(often(action) != action).any() for _ in range(4000)])
-    runs = np.diff(np.flatnonzero(np.diff(shoved.astype(int))))[::2]
+    edges = np.diff(np.pad(shoved.astype(int), 1))
+    lengths = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
     assert 0.1 < shoved.mean() < 0.25
-    assert runs.min() >= 2 and np.median(runs) <= 6
+    assert lengths.min() >= 2 and np.median(lengths) <= 6
     twins = [Disturbance(np.random.default_rng(3), 0.3, 0.1) for _ in range(2)]
     for _ in range(50):
         np.testing.assert_array_equal(twins[0](action), twins[1](action))
