@@ -1,21 +1,32 @@
-"""Backbones: the contract they state, the files they take, and all the files they must refuse."""
+"""Backbones: what comes out of them, that they stay frozen, and other image sizes over the same weights."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
+import timm.models.eva
+import timm.models.vision_transformer
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from s2robot import backbones
-from s2robot.backbones import NAMED, FrozenViT, list_encoders, load_backbone
-from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError, UnknownName
+from s2robot.backbones import FrozenViT, load_backbone
+from s2robot.catalogue import find_encoder
+from s2robot.errors import InvalidInput
+
+SMALL = {"embed_dim": 96, "depth": 2, "num_heads": 3}
+KINDS: dict[str, tuple[str, dict[str, int]]] = {  # timm's flags, fewer weights
+    "class token": ("vit_tiny_patch16_224", {"depth": 2}),
+    "registers": ("vit_small_patch14_reg4_dinov2", SMALL),  # no positions for CLS and registers; 518 px
+    "no prefix": ("vit_base_patch16_siglip_gap_224", SMALL),
+    "rotary": ("vit_small_patch16_dinov3", SMALL),
+    "norm before": ("vit_base_patch16_clip_224", SMALL),
+    "averaged": ("vit_wee_patch16_reg1_gap_256", {"depth": 2}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +34,20 @@ def tiny() -> FrozenViT:
     return load_backbone("s2robot-tiny", random_weights=True, seed=7)
 
 
-@pytest.fixture
-def state(tiny: FrozenViT) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in tiny.model.state_dict().items()}
+def small(kind: str, seed: int = 0) -> FrozenViT:
+    """A small backbone of a kind, with positions that matter."""
+    name, arguments = KINDS[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = timm.create_model(name, num_classes=0, **arguments)
+        for key, parameter in model.named_parameters():
+            if "pos" in key or "token" in key:
+                nn.init.normal_(parameter)
+    return FrozenViT(model, name, find_encoder(name).contract(model))
 
 
 def images(backbone: FrozenViT, batch: int = 2) -> Tensor:
-    size = backbone.contract.size
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, 3, *backbone.tile, generator=torch.Generator().manual_seed(0))
 
 
 # -- what comes out --------------------------------------------------------------------------------------------------
@@ -41,9 +58,10 @@ def test_shapes_are_those_of_the_contract(name: str) -> None:
     backbone = load_backbone(name, random_weights=True)
     contract = backbone.contract
     prefix, grid = backbone(images(backbone, 1))
+    assert backbone.tile == (contract.size, contract.size)
+    assert backbone.grid_size == contract.grid_size == (contract.size // contract.patch,) * 2
     assert prefix.shape == (1, contract.prefix_tokens, contract.width)
     assert grid.shape == (1, contract.width, *contract.grid_size)
-    assert contract.grid_size == (contract.size // contract.patch,) * 2
 
 
 def test_the_grid_is_timms_tokens_row_by_row(tiny: FrozenViT) -> None:
@@ -67,44 +85,15 @@ def test_an_image_of_another_size_is_refused(tiny: FrozenViT) -> None:
         tiny(torch.zeros(1, 3, 224, 224))
 
 
-def test_the_contract_of_a_timm_model_is_timms_own() -> None:
-    contract = load_backbone("timm:vit_tiny_patch16_224", random_weights=True).contract
-    assert (contract.size, contract.patch, contract.width, contract.depth, contract.heads) == (224, 16, 192, 12, 3)
-    assert (contract.mean, contract.std, contract.interpolation) == ((0.5,) * 3, (0.5,) * 3, "bicubic")
-    assert (contract.prefix_tokens, contract.class_token, contract.colour) == (1, True, "RGB")
-    registers = load_backbone("vit_wee_patch16_reg1_gap_256", random_weights=True).contract
-    assert (registers.prefix_tokens, registers.class_token) == (1, False)
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "width", "depth", "heads"),
-    [
-        ("s2robot-tiny", 128, 192, 6, 3),
-        ("mvp-vit-small", 224, 384, 12, 12),  # not timm's 6: same shapes, other features
-        ("mvp-vit-base", 224, 768, 12, 12),
-        ("mvp-vit-large", 256, 1024, 24, 16),
-    ],
-)
-def test_a_named_backbone_is_built_as_its_contract_says(
-    name: str, size: int, width: int, depth: int, heads: int
-) -> None:
-    contract = NAMED[name].contract
-    assert (contract.size, contract.width, contract.depth, contract.heads) == (size, width, depth, heads)
-    with torch.device("meta"):
-        model: Any = NAMED[name].build()
-    assert model.pos_embed.shape == (1, (size // 16) ** 2 + 1, width)
-    assert len(model.blocks) == depth
-    assert {block.attn.num_heads for block in model.blocks} == {heads}
-
-
 # -- frozen, random --------------------------------------------------------------------------------------------------
 
 
 def test_a_backbone_cannot_be_unfrozen(tiny: FrozenViT) -> None:
-    assert tiny.train() is tiny
-    assert tiny.requires_grad_() is tiny
-    assert not any(module.training for module in tiny.modules())
-    assert not any(parameter.requires_grad for parameter in tiny.parameters())
+    for backbone in (tiny, tiny.at((64, 96))):
+        assert backbone.train() is backbone
+        assert backbone.requires_grad_() is backbone
+        assert not any(module.training for module in backbone.modules())
+        assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
 
 def test_random_weights_follow_the_seed_alone() -> None:
@@ -121,187 +110,172 @@ def test_loading_leaves_the_global_random_state_alone() -> None:
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
-# -- files that fit --------------------------------------------------------------------------------------------------
-
-
-def test_every_kind_of_file_gives_the_same_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
-    safetensors.torch.save_file(state, tmp_path / "a.safetensors")
-    torch.save(state, tmp_path / "b.pth")
-    torch.save({"model": state, "epoch": 3}, tmp_path / "c.pth")
-    torch.save({"state_dict": state}, tmp_path / "d.bin")
-    for file in sorted(tmp_path.iterdir()):
-        loaded = load_backbone("s2robot-tiny", checkpoint=file).model.state_dict()
-        assert all(torch.equal(loaded[key], state[key]) for key in state), file
-
-
-def test_half_floats_on_disk_become_fp32(state: dict[str, Tensor], tmp_path: Path) -> None:
-    file = tmp_path / "half.safetensors"
-    safetensors.torch.save_file({key: value.half() for key, value in state.items()}, file)
-    loaded = load_backbone("s2robot-tiny", checkpoint=file).model.state_dict()
-    assert all(value.dtype == torch.float32 for value in loaded.values())
-    assert torch.equal(loaded["pos_embed"], state["pos_embed"].half().float())
-
-
-def test_the_shipped_file_is_the_default(
-    state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backbones, "WEIGHTS_FOLDER", tmp_path)
-    with pytest.raises(CorruptFile, match="no such file"):
-        load_backbone()
-    safetensors.torch.save_file(state, tmp_path / "s2robot-tiny.safetensors")
-    assert torch.equal(load_backbone().model.pos_embed, state["pos_embed"])
-
-
-def test_the_other_half_of_a_masked_autoencoder_is_dropped(state: dict[str, Tensor], tmp_path: Path) -> None:
-    extras = {"mask_token": torch.zeros(1, 1, 8), "decoder_pred.bias": torch.zeros(3), "head.weight": torch.zeros(2, 2)}
-    torch.save({"model": {**state, **extras}}, tmp_path / "mae.pth")
-    loaded = load_backbone("s2robot-tiny", checkpoint=tmp_path / "mae.pth").model.state_dict()
-    assert loaded.keys() == state.keys()
-
-
-def test_a_file_may_hold_a_timm_model(tmp_path: Path) -> None:
-    name = "timm:vit_tiny_patch16_224"
-    weights = load_backbone(name, random_weights=True, seed=5).model.state_dict()
-    torch.save(weights, tmp_path / "vit.pth")
-    loaded = load_backbone(name, checkpoint=tmp_path / "vit.pth").model.state_dict()
-    assert all(torch.equal(loaded[key], weights[key]) for key in weights)
-
-
-# -- files that do not -----------------------------------------------------------------------------------------------
-
-
-def test_keys_that_do_not_fit_are_listed(state: dict[str, Tensor], tmp_path: Path) -> None:
-    del state["norm.bias"]
-    state["extra.weight"] = torch.zeros(1)
-    state["pos_embed"] = torch.zeros(1, 197, 192)
-    torch.save({"model": state}, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointMismatch) as caught:
-        load_backbone("s2robot-tiny", checkpoint=tmp_path / "odd.pth")
-    message = str(caught.value)
-    assert "1 missing: norm.bias" in message
-    assert "1 unexpected: extra.weight" in message
-    assert "1 of another shape: pos_embed (1, 197, 192) instead of (1, 65, 192)" in message
-
-
-@pytest.mark.parametrize("name", [name for name in NAMED if name != "s2robot-tiny"])
-def test_a_file_of_another_width_names_the_right_encoder(name: str, tmp_path: Path) -> None:
-    with torch.device("meta"):
-        shapes = {key: value.shape for key, value in NAMED[name].build().state_dict().items() if "block" not in key}
-    torch.save({"model": {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointMismatch, match=f"the model 192. Try name='{name}'"):
-        load_backbone("s2robot-tiny", checkpoint=tmp_path / "x.pth")
-
-
-def test_foreign_keys_are_told_apart(tmp_path: Path) -> None:
-    torch.save({"layer1.conv.weight": torch.zeros(2)}, tmp_path / "resnet.pth")
-    with pytest.raises(CheckpointMismatch, match="as timm names them"):
-        load_backbone("s2robot-tiny", checkpoint=tmp_path / "resnet.pth")
-
-
-class Bomb:
-    """Unpickled, it makes a folder: what an attacker would run instead is up to them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_malicious_file_is_refused_and_not_run(state: dict[str, Tensor], tmp_path: Path) -> None:
-    crater = tmp_path / "crater"
-    torch.save({"model": state, "bomb": Bomb(crater)}, tmp_path / "evil.pth")
-    with pytest.raises(CorruptFile, match="never executes"):
-        load_backbone("s2robot-tiny", checkpoint=tmp_path / "evil.pth")
-    assert not crater.exists()
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("damage", ["truncated", "header only", "garbage", "empty", "missing", "folder"])
-def test_a_damaged_file_is_a_corrupt_file(state: dict[str, Tensor], tmp_path: Path, suffix: str, damage: str) -> None:
-    file = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save({"model": state}, file)
-    else:
-        safetensors.torch.save_file(state, file)
-    whole = file.read_bytes()
-    file.unlink()
-    if damage == "folder":
-        file.mkdir()
-    elif damage != "missing":
-        kept = {"truncated": whole[:-1000], "header only": whole[:100], "garbage": b"<html>404</html>", "empty": b""}
-        file.write_bytes(kept[damage])
-    with pytest.raises(CorruptFile, match=r"weights\.") as caught:
-        load_backbone("s2robot-tiny", checkpoint=file)
-    assert caught.value.path == file
-
-
-@pytest.mark.parametrize("content", [[1, 2], {}, {"model": {}}, {"epoch": 3}, torch.zeros(3)])
-def test_a_file_without_weights_is_a_corrupt_file(content: object, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(CorruptFile, match="no state dict"):
-        load_backbone("s2robot-tiny", checkpoint=tmp_path / "x.pth")
-
-
-def test_weights_that_are_not_numbers_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
-    state["norm.bias"][3] = float("nan")
-    torch.save(state, tmp_path / "nan.pth")
-    with pytest.raises(CorruptFile, match=r"NaN or infinity in norm\.bias"):
-        load_backbone("s2robot-tiny", checkpoint=tmp_path / "nan.pth")
-
-
-# -- names -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "nearest"),
-    [
-        ("s2robot-tiney", "s2robot-tiny"),
-        ("mvp-vit-bse", "mvp-vit-base"),
-        ("vit_tinny_patch16_224", "vit_tiny_patch16_224"),
-        ("timm:vit_tinny_patch16_224", "timm:vit_tiny_patch16_224"),
-        ("timm:vit_small_patch14_dinov2.lvd142", "timm:vit_small_patch14_dinov2.lvd142m"),
-        ("timm:", None),
-        ("", None),
-    ],
-)
-def test_an_unknown_name_gets_the_nearest_one(name: str, nearest: str | None) -> None:
-    with pytest.raises(UnknownName) as caught:
-        load_backbone(name, random_weights=True)
-    assert caught.value.nearest == nearest
-
-
-def test_a_model_without_a_token_grid_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="'resnet10t' is not a ViT with a square token grid"):
-        load_backbone("timm:resnet10t", random_weights=True)
-
-
-def test_a_download_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(*_: object, **__: object) -> None:
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(S2RobotError, match=r"no route to host.*give checkpoint='FILE.safetensors'"):
-        load_backbone("vit_tiny_patch16_224")
-
-
-def test_an_encoder_without_its_file_says_what_to_do() -> None:
-    with pytest.raises(InvalidInput, match=r"mvp-vit-small needs a weights file.*checkpoint='FILE.pth'"):
-        load_backbone("mvp-vit-small")
-
-
 def test_a_file_and_random_weights_exclude_each_other() -> None:
     with pytest.raises(InvalidInput, match="leave one out"):
         load_backbone(checkpoint="x.pth", random_weights=True)
 
 
-def test_the_list_agrees_with_what_is_built(tiny: FrozenViT) -> None:
-    rows = {row.name: row for row in list_encoders()}
-    assert rows.keys() >= NAMED.keys()
-    assert rows["s2robot-tiny"].params == sum(parameter.numel() for parameter in tiny.parameters())
-    assert rows["timm:vit_small_patch14_reg4_dinov2.lvd142m"].prefix_tokens == 5
-    for row in rows.values():
-        assert row.name in NAMED or timm.is_model(row.name.removeprefix("timm:"))
-        assert row.licence
-        assert row.source
-        assert row.size % row.patch == 0
+# -- other sizes -----------------------------------------------------------------------------------------------------
+
+
+def timms_own(kind: str, backbone: FrozenViT, tile: tuple[int, int]) -> Any:
+    """What timm makes of the same weights for another size: built for it, loaded through its own filter."""
+    name, arguments = KINDS[kind]
+    model: Any = timm.create_model(name, num_classes=0, img_size=tile, **arguments)
+    module = timm.models.eva if kind == "rotary" else timm.models.vision_transformer
+    filtered = module.checkpoint_filter_fn(dict(backbone.model.state_dict()), model)
+    model.load_state_dict(filtered)
+    return model.eval()
+
+
+@pytest.mark.parametrize("sides", [(10, 10), (7, 11), (16, 16)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_size_gives_timms_own_numbers(kind: str, sides: tuple[int, int]) -> None:
+    backbone = small(kind)
+    tile = (sides[0] * backbone.contract.patch, sides[1] * backbone.contract.patch)
+    twin = backbone.at(tile)
+    reference = timms_own(kind, backbone, tile)
+    pixels = images(twin)  # (B, 3, *tile)
+    prefix, grid = twin(pixels)
+    with torch.no_grad():
+        tokens = reference.fc_norm(reference.forward_features(pixels))  # fc_norm is the identity but for "averaged"
+    assert (twin.tile, twin.grid_size) == (tile, sides)
+    assert torch.equal(prefix, tokens[:, : backbone.contract.prefix_tokens])
+    assert torch.equal(grid.flatten(2).transpose(1, 2), tokens[:, backbone.contract.prefix_tokens :])
+
+
+def test_dinov2_at_224_is_timms_dinov2_for_224() -> None:
+    backbone = load_backbone("dinov2-vit-small-reg", random_weights=True)
+    reference: Any = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=224).eval()
+    filtered = timm.models.vision_transformer.checkpoint_filter_fn(backbone.model.state_dict(), reference)
+    reference.load_state_dict(filtered)
+    twin = backbone.at((224, 224))
+    prefix, grid = twin(images(twin, 1))
+    with torch.no_grad():
+        tokens = reference.forward_features(images(twin, 1))  # (1, 5+256, D)
+    assert backbone.contract.size == 518
+    assert torch.equal(prefix, tokens[:, :5])
+    assert torch.equal(grid.flatten(2).transpose(1, 2), tokens[:, 5:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_size_shares_the_weights_and_leaves_the_original_as_it_was(kind: str) -> None:
+    backbone = small(kind)
+    side = 8 * backbone.contract.patch
+    before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    names, answer = dict(backbone.named_modules()).keys(), backbone(images(backbone, 1))
+    twin = backbone.at((side, side))
+    twin(images(twin, 1))
+    mine, others = dict(backbone.model.named_parameters()), dict(twin.model.named_parameters())
+    own = {key for key in mine if mine[key].data_ptr() != others[key].data_ptr()}
+    assert own == (set() if kind == "rotary" else {"pos_embed"})
+    after = backbone.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert dict(backbone.named_modules()).keys() == names  # a twin is no part of the model
+    assert all(torch.equal(old, new) for old, new in zip(answer, backbone(images(backbone, 1)), strict=True))
+
+
+def test_asking_twice_gives_the_same_backbone(tiny: FrozenViT) -> None:
+    twin = tiny.at((64, 96))
+    assert twin is tiny.at([64, 96]) is tiny.at((128, 64)).at((64, 96))
+    assert tiny.at((96, 64)) is not twin
+    assert tiny.at(tiny.tile) is tiny is twin.at(tiny.tile)
+
+
+def test_a_size_made_from_another_comes_from_the_trained_positions() -> None:
+    backbone = small("class token")
+    expected = backbone.at((96, 160)).model.pos_embed
+    again = small("class token").at((32, 32)).at((96, 160)).model.pos_embed
+    assert torch.equal(again, expected)
+
+
+@pytest.mark.parametrize("kind", ["class token", "rotary"])
+@pytest.mark.parametrize("who", ["original", "twin"])
+def test_a_backbone_and_its_other_sizes_move_together(kind: str, who: str) -> None:
+    backbone = small(kind)
+    twin = backbone.at((80, 48))
+    (backbone if who == "original" else twin).double()
+    assert {value.dtype for each in (backbone, twin) for value in each.parameters()} == {torch.float64}
+    assert twin is backbone.at((80, 48))
+    assert twin.model.blocks[0].attn.qkv.weight.data_ptr() == backbone.model.blocks[0].attn.qkv.weight.data_ptr()
+    fresh = copy.deepcopy(backbone).double().at((80, 48))
+    for got, expected in zip(twin(images(twin).double()), fresh(images(twin).double()), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_the_cast_of_a_half_backbone_is_the_same_before_and_after() -> None:
+    first, second = small("class token"), small("class token")
+    before = first.at((80, 48))
+    first.half()
+    after = second.half().at((80, 48))
+    assert torch.equal(before.model.pos_embed, after.model.pos_embed)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_other_sizes_follow_to_the_gpu() -> None:
+    backbone = small("class token")
+    twin = backbone.at((80, 48))
+    backbone.to("cuda")
+    assert twin(images(twin).cuda())[1].is_cuda
+    twin.to("cpu")
+    assert not backbone(images(backbone))[1].is_cuda
+
+
+def test_other_sizes_follow_new_weights() -> None:
+    backbone, other = small("class token"), small("class token", seed=1)
+    twin = backbone.at((80, 48))
+    nn.ModuleDict({"encoder": backbone}).load_state_dict(nn.ModuleDict({"encoder": other}).state_dict())
+    assert torch.equal(twin.model.pos_embed, other.at((80, 48)).model.pos_embed)
+    assert torch.equal(twin(images(twin))[1], other.at((80, 48))(images(twin))[1])
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda backbone: pickle.loads(pickle.dumps(backbone))])
+def test_a_copy_is_whole(copier: Any) -> None:
+    backbone = small("class token")
+    twin = backbone.at((80, 48))
+    for another in (copier(backbone), copier(twin)):
+        assert another.at((80, 48)).at(backbone.tile) is another.at(backbone.tile)
+        assert torch.equal(another.at((80, 48))(images(twin))[1], twin(images(twin))[1])
+        assert another.at((80, 48)).model.norm.weight.data_ptr() != twin.model.norm.weight.data_ptr()
+        another.double()
+        assert twin.model.norm.weight.dtype == torch.float32
+
+
+def test_a_size_first_asked_for_in_inference_mode_can_be_differentiated_through() -> None:
+    backbone = small("class token")
+    with torch.inference_mode():
+        twin = backbone.at((80, 48))
+    pixels = images(twin).requires_grad_()
+    twin(pixels)[1].sum().backward()
+    assert pixels.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("tile", "message"),
+    [
+        ((230, 64), "of 230x64: both sides must be multiples of its patch, 16 px. The nearest are 224x64 and 240x64"),
+        ((5, 50), "The nearest are 16x48 and 16x64"),
+        ((64,), "expected (height, width)"),
+        ((0, 64), "expected (height, width)"),
+        ((-16, 64), "expected (height, width)"),
+        ((64.5, 64), "expected (height, width)"),
+    ],
+)
+def test_a_size_that_is_no_multiple_of_the_patch_is_refused(tiny: FrozenViT, tile: Any, message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        tiny.at(tile)
+    assert message in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # timm's own, on the way to resizing BEiT's tables
+def test_a_model_with_more_to_resize_than_positions_is_refused(
+    tiny: FrozenViT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = timm.create_model("beit_base_patch16_224", num_classes=0, **SMALL)
+    beit = FrozenViT(model, "beit", find_encoder("beit_base_patch16_224").contract(model))
+    with pytest.raises(InvalidInput, match="beit cannot take another size"):
+        beit.at((192, 192))
+    monkeypatch.delattr(type(tiny.model), "set_input_size")
+    with pytest.raises(InvalidInput, match="s2robot-tiny cannot take another size"):
+        tiny.at((192, 192))
