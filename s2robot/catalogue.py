@@ -213,19 +213,25 @@ def list_encoders() -> tuple[EncoderRow, ...]:
 
 @functools.cache
 def blueprint(name: str) -> tuple[nn.Module, ImageContract]:
-    """A named encoder without memory for its weights (torch's meta device), and its contract."""
-    with torch.device("meta"), _NoFilling():
-        model = NAMED[name].build()
-    return model, NAMED[name].contract(model)
+    """An encoder without memory for its weights (torch's meta device), and its contract."""
+    encoder = find_encoder(name)
+    with torch.device("meta"), _NoNumbers():
+        model = encoder.build()
+    return model, encoder.contract(model)
 
 
-class _NoFilling(TorchFunctionMode):
-    """Skips every in-place operation: a tensor without memory has no numbers, and drawing them is most of the time."""
+class _NoNumbers(TorchFunctionMode):
+    """Skips every in-place operation: a tensor without memory has no numbers, and drawing them takes most of the time.
+
+    `item()` gives 0: older timm asks it of a table of drop-path rates, which are 0 here in any case.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
+        if name == "item" and args[0].is_meta:
+            return 0.0
         if name.endswith("_") and not name.startswith("_") and name != "requires_grad_":
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))

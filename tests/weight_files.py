@@ -44,9 +44,6 @@ def check(name: str, expected: State, file: Path) -> None:
 def refusal(name: str, content: Any, folder: Path) -> str:
     """What s2robot says of a file under a name; the model has no memory, so any size is cheap."""
     torch.save(content, folder / "given.pth")
-    encoder = find_encoder(name)
-    with torch.device("meta"):
-        model = encoder.build()
     with pytest.raises(CheckpointMismatch) as caught:
-        load_weights(model, folder / "given.pth", encoder, encoder.contract(model))
+        load_weights(blueprint(name)[0], folder / "given.pth", find_encoder(name), blueprint(name)[1])
     return str(caught.value)
