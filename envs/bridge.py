@@ -20,11 +20,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from s2robot.envs.renderer import FrameRenderer
-from s2robot.envs.task import Privileged, TaskSpec, to_controller
+from s2robot.envs.task import Privileged, TaskSpec, finger_state, to_controller
 from s2robot.errors import InvalidInput, UnknownName, UsageError, require
 from s2robot.types import FRAMES, PROPRIOCEPTION
 
-REACH = 10.0  # bound of every proprioception field [m or rad]; a finite one, as learning libraries ask for
+REACH = 10.0  # bound of every proprioception field [m or m/s]; a finite one, as learning libraries ask for
 FIDELITIES = {"exact": (0.002, 1), "fast": (0.005, 2)}  # physics step [s], controller every k-th of them
 
 
@@ -138,11 +138,9 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         return frames
 
     def proprioception(self) -> NDArray[np.float32]:
-        """Gripper position [m, world frame] and finger joints [m], (5,)."""
-        env, robot = self._env, self._env.robots[0]
-        gripper = env.sim.data.site_xpos[robot.eef_site_id["right"]]
-        fingers = env.sim.data.qpos[robot._ref_gripper_joint_pos_indexes["right"]]
-        state: NDArray[np.float32] = np.concatenate([gripper, fingers]).astype(np.float32)
+        """Gripper position [m, world frame], finger joints [m] and their speeds [m/s], (7,)."""
+        gripper = self._env.sim.data.site_xpos[self._env.robots[0].eef_site_id["right"]]
+        state: NDArray[np.float32] = np.concatenate([gripper, finger_state(self._env)]).astype(np.float32)
         return state
 
     def privileged(self) -> Privileged:

@@ -46,6 +46,16 @@ class TaskSpec:
     privileged: Callable[[Any], Privileged] = field(default=lambda env: {})
 
 
+def finger_state(env: Any) -> NDArray[np.float64]:
+    """Positions [m] and speeds [m/s] of the two finger joints of robosuite's robot 0, (4,)."""
+    robot = env.robots[0]
+    data, hand = env.sim.data, "right"
+    fingers: NDArray[np.float64] = np.concatenate(
+        [data.qpos[robot._ref_gripper_joint_pos_indexes[hand]], data.qvel[robot._ref_gripper_joint_vel_indexes[hand]]]
+    )
+    return fingers
+
+
 OSC_POSE_INPUTS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 
 

@@ -136,7 +136,7 @@ def test_positive_gripper_action_closes_the_fingers(lift_env: RobosuiteEnv) -> N
         lift_env.reset(seed=0)
         for _ in range(8):
             lift_env.advance(np.array([0, 0, 0, command], np.float32))
-        left, right = lift_env.proprioception()[3:]
+        left, right = lift_env.proprioception()[3:5]
         widths[command] = left - right
     assert widths[1.0] < 0.01
     assert widths[-1.0] > 0.05
