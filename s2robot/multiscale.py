@@ -19,29 +19,30 @@ from s2robot.errors import InvalidInput
 OUTPUT_SHAPES = ("bnc", "bchw")
 
 
-def split_tiles(images: Tensor, tile: int) -> Tensor:
-    """Cut images into square tiles stacked on the batch axis.
+def split_tiles(images: Tensor, tile: int | tuple[int, int]) -> Tensor:
+    """Cut images into tiles stacked on the batch axis.
 
     The order is the reference's, `(rows cols batch)`: all images' first tile, then all images' second.
 
     Args:
-        images: (B, C, H, W), with H and W multiples of `tile`.
-        tile: side of a tile [pixels].
+        images: (B, C, H, W), with H and W multiples of the tile's.
+        tile: (h, w) of a tile [pixels], or the side of a square one.
 
     Returns:
-        (rows*cols*B, C, tile, tile)
+        (rows*cols*B, C, h, w)
     """
     if images.ndim != 4:
         raise InvalidInput(f"Cannot split {tuple(images.shape)} into tiles; expected (B, C, H, W)")
     batch, channels, height, width = images.shape
-    if tile < 1 or height % tile or width % tile:
+    h, w = (tile, tile) if isinstance(tile, int) else tile
+    if h < 1 or w < 1 or height % h or width % w:
         raise InvalidInput(
-            f"An image of {height}x{width} does not divide into tiles of {tile}; height and width must be multiples "
-            f"of it. Resize or crop the image first"
+            f"An image of {height}x{width} does not divide into tiles of {h}x{w}; height and width must be multiples "
+            f"of theirs. Resize or crop the image first"
         )
-    rows, cols = height // tile, width // tile
-    grid = images.reshape(batch, channels, rows, tile, cols, tile)
-    return grid.permute(2, 4, 0, 1, 3, 5).reshape(rows * cols * batch, channels, tile, tile)
+    rows, cols = height // h, width // w
+    grid = images.reshape(batch, channels, rows, h, cols, w)
+    return grid.permute(2, 4, 0, 1, 3, 5).reshape(rows * cols * batch, channels, h, w)
 
 
 def merge_tiles(maps: Tensor, rows: int, cols: int) -> Tensor:
@@ -80,6 +81,8 @@ def pool_to_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
         maps: (B, D, h, w)
         size: the new (h, w)
     """
+    if maps.shape[-2:] == size:
+        return maps
     return F.interpolate(maps.float(), size=size, mode="area").to(maps.dtype)  # float: half has no area kernel on CPU
 
 
@@ -145,6 +148,8 @@ def _check_arguments(images: Tensor, output_shape: str, num_prefix_token: int) -
         raise InvalidInput(f"Images are {images.shape[2]}x{images.shape[3]}; S2 takes square ones. Crop or pad first")
     if not images.is_floating_point():
         raise InvalidInput(f"Images are {images.dtype}; expected floats, normalised as the model wants them")
+    if not torch.compiler.is_compiling() and not images.isfinite().all():
+        raise InvalidInput(f"Images hold {int((~images.isfinite()).sum())} values that are NaN or infinite")
     if output_shape not in OUTPUT_SHAPES:
         raise InvalidInput(f"Unknown output_shape {output_shape!r}. Known: {', '.join(OUTPUT_SHAPES)}")
     if num_prefix_token < 0 or (output_shape == "bchw" and num_prefix_token):
