@@ -104,7 +104,7 @@ TASK = TaskSpec(
         "right_finger",
         "left_finger_speed",
         "right_finger_speed",
-    ),  # fmt: skip
+    ),
     success="cube centre 4 cm above the table",
     expert=LiftExpert,
     robosuite_kwargs=_robosuite_kwargs,

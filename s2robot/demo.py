@@ -157,10 +157,10 @@ def _pictures(config: DemoConfig, dataset: DemoDataset, policy: Path, results: l
     assert stills is not None
     with files.atomic(out / "pictures" / "strip.png") as temporary:
         video.contact_sheet(stills, columns=6).save(temporary, "PNG")
-    finest = dataclasses.replace(config.encoder, grid="finest").build()
+    finest = dataclasses.replace(config.encoder, grid="finest", fusion="concat", width=None).build()
     episode = dataset.frames(0, [0, dataset.lengths[0] // 2])  # (2, V, H, W, 3)
     maps = finest(episode).map.flatten(0, 1).cpu().numpy()  # (2V, D*S, h, w)
-    scales = pictures.split_scales(maps, [int(scale) for scale in finest.scales])
+    scales = pictures.split_scales(maps, config.encoder.scale_names)
     with files.atomic(out / "pictures" / "features.png") as temporary:
         pictures.feature_picture(episode.reshape(-1, *episode.shape[2:]), scales).save(temporary, "PNG")
     shutil.copyfile(policy / "metrics.jsonl", out / "metrics.jsonl")

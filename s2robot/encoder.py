@@ -1,7 +1,7 @@
 """The frozen S2 encoder: camera frames in, multi-scale features out.
 
     frames uint8 -> one resize a scale, from the true frame -> tiles of all scales in one batch -> backbone
-           -> merge tiles -> one grid -> concatenate scales on channels, coarse first
+           -> merge tiles -> one grid -> fuse scales on channels, coarse first
 
 The numbers are `multiscale_forward`'s wherever its resize and ours agree. They differ on purpose elsewhere:
 the reference makes small images without antialiasing and big ones from small ones; a camera has the pixels.
@@ -10,88 +10,154 @@ the reference makes small images without antialiasing and big ones from small on
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from s2robot import engines
 from s2robot.backbones import Frozen, FrozenViT, ImageContract, load_backbone
 from s2robot.errors import InvalidInput, S2RobotError
-from s2robot.multiscale import average_tiles, merge_tiles, pool_to_grid, split_tiles
+from s2robot.memory import TileMemory
+from s2robot.multiscale import average_tiles, merge_tiles, pool_to_grid
+from s2robot.preprocess import check_frames, cut_tiles
+from s2robot.scales import FITS, Plan, Size, ascending, make_plan, sizes_of
+from s2robot.stream import Stream
 from s2robot.types import Features
 
-GRIDS = ("base", "finest")
+GRIDS = {"base": 0, "finest": -1}
+FUSIONS = ("concat", "sum", "project")
 
-# Raise it with any change of `preprocess`, `resize_frames` or `assemble` that changes numbers: stored features
-# carry it in their fingerprint, and must not be taken for the new ones.
-PREPROCESSING_VERSION = 1
+# Raise it with any change of preprocessing or assembly that changes numbers: stored features carry it in their
+# fingerprint, and must not be taken for the new ones.
+PREPROCESSING_VERSION = 2
+
+_making = threading.Lock()  # of runners: nothing that traces or compiles a model is made for two threads at once
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """All that decides an encoder's numbers, but for the bytes of a weights file.
 
-    scales: image sizes as whole multiples of the backbone's input, coarse first. Whole, because every tile
-        has the one size the backbone's position embedding was trained for.
-    grid: "base" averages every scale into the coarsest one's token grid; "finest" keeps the finest one's.
+    scales: image sizes as multiples of the backbone's own input size, coarse first.
+    sizes: image sizes in pixels instead, coarse first, e.g. (224, 448) for a DINOv2 trained at 518.
+    tile: the largest tile [pixels]; default: the backbone's input size with `scales`, the smallest of `sizes`.
+    grid: whose token grid the features have: "base", "finest", or a scale's index; the others are averaged into it,
+        or repeated.
+    fusion: how scales become channels. "concat" as in the paper; "sum"; "project": concatenated, then a fixed random
+        projection drawn from `seed` to `width` channels, to compare encoders at equal width.
+    fit: what happens to frames that are not square: "whole", "crop" or "pad", see `s2robot.scales`.
+    engine, precision: who computes, see `s2robot.engines`.
     """
 
     name: str = "s2robot-tiny"
     scales: tuple[float, ...] = (1.0, 2.0)
+    sizes: tuple[int, ...] = ()
+    tile: int | None = None
     grid: str = "base"
+    fusion: str = "concat"
+    width: int | None = None
+    fit: str = "whole"
     checkpoint: str | None = None
     random_weights: bool = False
     seed: int = 0
+    engine: str = "auto"
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        scales = tuple(float(scale) for scale in self.scales)
-        if not scales or any(scale < 1 or scale != int(scale) for scale in scales):
+        object.__setattr__(self, "scales", ascending("scales", self.scales, float))
+        object.__setattr__(self, "sizes", ascending("sizes", self.sizes, int))
+        if not self.scales and not self.sizes:
+            raise InvalidInput("Neither scales nor sizes was given. Try scales=(1, 2)")
+        object.__setattr__(self, "grid", str(self.grid))
+        count = len(self.sizes or self.scales)
+        if self.grid not in GRIDS and self.grid not in map(str, range(-count, count)):
+            raise InvalidInput(f"Unknown grid {self.grid!r}. Known: {', '.join(GRIDS)}, or 0 to {count - 1}")
+        if self.fusion not in FUSIONS:
+            raise InvalidInput(f"Unknown fusion {self.fusion!r}. Known: {', '.join(FUSIONS)}")
+        if (self.fusion == "project") != (self.width is not None) or (self.width is not None and self.width < 1):
             raise InvalidInput(
-                f"Scales are {self.scales}; expected whole multiples of the backbone's input size, e.g. (1, 2)"
+                f"width={self.width} with fusion={self.fusion!r}: 'project' takes a width, no other does"
             )
-        if list(scales) != sorted(set(scales)):
-            raise InvalidInput(f"Scales are {self.scales}; expected each once, coarse first: {sorted(set(scales))}")
-        if self.grid not in GRIDS:
-            raise InvalidInput(f"Unknown grid {self.grid!r}. Known: {', '.join(GRIDS)}")
-        object.__setattr__(self, "scales", scales)
+        if self.fit not in FITS:
+            raise InvalidInput(f"Unknown fit {self.fit!r}. Known: {', '.join(FITS)}")
+
+    @property
+    def scale_names(self) -> tuple[str, ...]:
+        """What to call each scale."""
+        return tuple(f"{size} px" for size in self.sizes) or tuple(f"scale {scale:g}" for scale in self.scales)
+
+    @property
+    def groups(self) -> int:
+        """Scales that stand side by side on the channel axis."""
+        return len(self.scale_names) if self.fusion == "concat" else 1
 
     def build(self, device: str | torch.device | None = None) -> Encoder:
         where = _device(device)
+        engines.pick(self.engine, self.precision, where)  # a wrong one is said before weights are read
         backbone = load_backbone(
             self.name, checkpoint=self.checkpoint, random_weights=self.random_weights, seed=self.seed
         )
-        return Encoder(backbone, self).to(where)
+        encoder = Encoder(backbone, self).to(where)
+        logging.getLogger(__name__).info("%s: %s", self.name, encoder.engine)
+        return encoder
 
 
-def load_encoder(
+def load_encoder(  # noqa: PLR0913 - the front door: every field of EncoderConfig by its name
     name: str = "s2robot-tiny",
     *,
     scales: tuple[float, ...] = (1.0, 2.0),
-    grid: str = "base",
+    sizes: tuple[int, ...] = (),
+    tile: int | None = None,
+    grid: str | int = "base",
+    fusion: str = "concat",
+    width: int | None = None,
+    fit: str = "whole",
     checkpoint: str | Path | None = None,
     random_weights: bool = False,
     seed: int = 0,
+    engine: str = "auto",
+    precision: str = "fp32",
+    compile: bool = False,  # noqa: A002 - torch's own word
     device: str | torch.device | None = None,
 ) -> Encoder:
     """Load a frozen encoder, ready to be called on frames.
 
     Args:
         name: one of `s2robot.list_encoders()`, or any timm ViT as "timm:<name>".
-        scales: image sizes as whole multiples of the backbone's input, coarse first.
-        grid: "base" (the coarsest scale's token grid) or "finest".
+        scales: image sizes as multiples of the backbone's input, coarse first.
+        sizes: image sizes in pixels instead, e.g. (224, 448).
+        tile: the largest tile [pixels].
+        grid: "base" (the coarsest scale's token grid), "finest", or a scale's index.
+        fusion, width: "concat", "sum", or "project" to `width` channels.
+        fit: frames that are not square: "whole" (tiles of their shape), "crop", "pad".
         checkpoint: a weights file; by default those that ship with s2robot, or timm's download.
         random_weights: an untrained network drawn from `seed`, as an honest baseline.
+        engine: "auto" (the fastest installed for this device), "torch", "onnxruntime", "openvino", "inductor".
+        precision: "fp32"; "bf16" or "fp16" (autocast) on CUDA; "int8" on a CPU.
+        compile: the same as engine="inductor": torch.compile, with CUDA graphs on CUDA.
         device: CUDA when there is one, else the CPU.
+
+    What was picked: `print(encoder.engine)`.
     """
-    file = None if checkpoint is None else str(checkpoint)
-    return EncoderConfig(name, tuple(scales), grid, file, random_weights, seed).build(device)
+    if compile and engine not in ("auto", "inductor"):
+        raise InvalidInput(f"Both compile=True and engine={engine!r} were given: leave one out")
+    config = EncoderConfig(
+        name, tuple(scales), tuple(sizes), tile, str(grid), fusion, width, fit,
+        None if checkpoint is None else str(checkpoint), random_weights, seed,
+        "inductor" if compile else engine, precision,
+    )  # fmt: skip
+    return config.build(device)
 
 
 class Encoder(Frozen):
@@ -100,67 +166,106 @@ class Encoder(Frozen):
     Frozen: always in eval mode, no gradient passes, and neither `.train()` nor `.requires_grad_()` changes
     that. It runs under `no_grad` rather than `inference_mode`, since inference tensors may not enter a later
     autograd graph and cloning them would cost a copy of every map; next to a ViT the two are equally fast.
-    Autocast is off inside, so that features made in a mixed-precision training loop equal the stored ones.
     A frame's features do not depend on the batch it came in: to 1e-4 absolute in fp32, since a matrix product
     may sum in another order for another batch size.
     """
 
     mean: Tensor  # (3, 1, 1)
     std: Tensor  # (3, 1, 1)
+    projection: Tensor  # (D*S, width), or (0, 0) without one
+    _fingerprint: str | None
+    _engine: engines.Engine | None
+    _runners: dict[tuple[Size, int], engines.Runner]  # by tile size and threads
 
     def __init__(self, backbone: FrozenViT, config: EncoderConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.config = config
         self.contract: ImageContract = backbone.contract
-        self.scales = config.scales
-        self.grid = config.grid
-        h, w = self.contract.grid_size
-        factor = int(self.scales[-1] if self.grid == "finest" else self.scales[0])
-        self.grid_size = (factor * h, factor * w)
-        self.channels = self.contract.width * len(self.scales)  # D*S
-        self._fingerprint: str | None = None
-        mean, std = torch.tensor(self.contract.mean), torch.tensor(self.contract.std)
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
-        self.register_load_state_dict_post_hook(_forget_fingerprint)  # type: ignore[no-untyped-call]
+        size = self.contract.size
+        self.sizes = config.sizes or sizes_of(config.scales, size)
+        default = min(self.sizes) if config.sizes else size
+        self.largest_tile = default if config.tile is None else config.tile
+        self.target = GRIDS[config.grid] if config.grid in GRIDS else int(config.grid)
+        square = self.plan((size, size))  # sizes that do not divide are said now, not with the first frame
+        self.grid_size = square.scales[self.target].grid(self.contract.patch)  # of square frames
+        self.channels = config.width or self.contract.width * config.groups
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(self.contract, name)).view(3, 1, 1), persistent=False)
+        stacked = self.contract.width * len(self.sizes)
+        self.register_buffer("projection", _projection(stacked, config.width or 0, config.seed), persistent=False)
+        self.register_load_state_dict_post_hook(_weights_changed)  # type: ignore[no-untyped-call]
+        self._forget()
         self.freeze()
 
     def forward(self, frames: NDArray[np.uint8] | Tensor) -> Features:
         """Encode uint8 RGB frames: (B, V, H, W, 3), (B, H, W, 3) with V=1, or (H, W, 3) with B=V=1."""
-        batch = check_frames(frames).to(self.device)  # (B, V, H, W, 3)
+        batch = self.upload(check_frames(frames))  # (B, V, H, W, 3)
+        plan = self.plan((batch.shape[2], batch.shape[3]))
         try:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                prefix, grid = self.backbone(self.preprocess(batch))
-                return self.assemble(prefix, grid, batch.shape[0], batch.shape[1])
+                tiles = cut_tiles(batch, plan, self.contract, self.mean, self.std)
+                return self.assemble(self.run(tiles), plan, batch.shape[0], batch.shape[1])
         except torch.cuda.OutOfMemoryError as error:
-            raise S2RobotError(_out_of_memory(batch, self)) from error
+            raise S2RobotError(_out_of_memory(batch, plan, self)) from error
 
-    def preprocess(self, frames: Tensor) -> Tensor:
-        """(B, V, H, W, 3) uint8 -> (T*B*V, 3, P, P), normalised: every scale's tiles, coarse first."""
-        images = frames.flatten(0, 1).permute(0, 3, 1, 2).float()  # (B*V, 3, H, W)
-        tiles: list[Tensor] = []
-        for scale in self.scales:
-            resized = resize_frames(images, int(scale) * self.contract.size, self.contract)
-            tiles.append(split_tiles((resized / 255 - self.mean) / self.std, self.contract.size))
-        return torch.cat(tiles).to(self.dtype)
+    def plan(self, frame: Size) -> Plan:
+        """How frames of (H, W) are looked at."""
+        return _plan(frame, self.sizes, self.largest_tile, self.contract.patch, self.config.fit)
 
-    def assemble(self, prefix: Tensor, grid: Tensor, batch: int, views: int) -> Features:
-        """Merge the backbone's answer for `preprocess`'s tiles: (T*B*V, K, D) and (T*B*V, D, h, w)."""
-        if not self.contract.class_token:  # such a ViT was trained to be averaged, so that is its summary
-            prefix = grid.mean(dim=(2, 3))[:, None]
-        maps: list[Tensor] = []
-        summaries: list[Tensor] = []
-        start = 0
-        for side in map(int, self.scales):
-            end = start + side * side * batch * views
-            merged = merge_tiles(grid[start:end], side, side)  # (B*V, D, side*h, side*w)
-            maps.append(pool_to_grid(merged, self.grid_size))
-            summaries.append(average_tiles(prefix[start:end, :1], side * side)[:, 0])  # registers are scratch paper
-            start = end
-        features = torch.cat(maps, dim=1).unflatten(0, (batch, views)).float()  # (B, V, D*S, h, w)
-        summary = torch.cat(summaries, dim=1).unflatten(0, (batch, views)).float()  # (B, V, D*S)
+    def grid_of(self, frame: Size) -> Size:
+        """The token grid (h, w) of the features of frames of (H, W); `grid_size` for square ones."""
+        return self.plan(frame).scales[self.target].grid(self.contract.patch)
+
+    def upload(self, frames: Tensor) -> Tensor:
+        """uint8 to the device: a quarter of the bytes of floats, and without waiting where there is a GPU."""
+        if self.device.type == "cuda" and not frames.is_cuda:
+            return frames.pin_memory().to(self.device, non_blocking=True)
+        return frames.to(self.device)
+
+    def run(self, tiles: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The backbone over (n, 3, h, w) of every scale: prefix (n, K, D) and grid (n, D, h, w) of each."""
+        return run_tiles(tiles, lambda size, batch: self._runner(size)(batch.to(self.dtype)))
+
+    def assemble(
+        self,
+        answers: list[tuple[Tensor, Tensor]],
+        plan: Plan,
+        batch: int,
+        views: int,
+        pool: Callable[[Tensor, Size], Tensor] = pool_to_grid,
+    ) -> Features:
+        """Merge the backbone's answers for every scale's tiles, (T*B*V, K, D) and (T*B*V, D, h, w)."""
+        maps: list[Tensor] = []  # one scale each, (B*V, D, h, w)
+        summaries: list[Tensor] = []  # one scale each, (B*V, D)
+        target = plan.scales[self.target].grid(self.contract.patch)
+        for scale, (prefix, grid) in zip(plan.scales, answers, strict=True):
+            # A ViT without a CLS was trained to be averaged, so that is its summary. Registers are scratch paper.
+            summary = prefix[:, :1] if self.contract.class_token else grid.mean(dim=(2, 3))[:, None]
+            maps.append(pool(merge_tiles(grid, scale.rows, scale.cols), target))
+            summaries.append(average_tiles(summary, scale.tiles)[:, 0])
+        features = self._fuse(maps).unflatten(0, (batch, views))  # (B, V, C, h, w)
+        summary = self._fuse(summaries).unflatten(0, (batch, views))  # (B, V, C)
         return Features(map=features, tokens=features.flatten(3).transpose(2, 3), cls=summary)
+
+    def stream(self, camera: str, tolerance: float = 0.0) -> Stream:
+        """The live feed of one camera: tiles that did not change are not encoded again. See `s2robot.stream`."""
+        return Stream(self, camera, tolerance)
+
+    def memory(self) -> TileMemory:
+        """This encoder for recordings: no tile is encoded twice. See `s2robot.memory`."""
+        return TileMemory(self)
+
+    @property
+    def engine(self) -> engines.Engine:
+        """Who computes: what `config.engine` and `config.precision` come to on this device."""
+        if self._engine is None:
+            name, full = self.config.engine, self.dtype == torch.float32
+            if not full and name in ("onnxruntime", "openvino"):
+                raise InvalidInput(f"Engine {name!r} takes fp32 weights, not {self.dtype}. Try engine='torch'")
+            name = "torch" if name == "auto" and not full else name
+            self._engine = engines.pick(name, self.config.precision, self.device)
+        return self._engine
 
     @property
     def device(self) -> torch.device:
@@ -168,99 +273,84 @@ class Encoder(Frozen):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the backbone computes in; features are float32 in any case."""
+        """What the weights are in; features are float32 in any case."""
         return next(self.backbone.parameters()).dtype
 
     @property
     def fingerprint(self) -> str:
         """sha256 over everything that decides the features: the key of whatever is stored of them.
 
-        The same weights from another file, or on another device, have the same fingerprint.
+        The same weights from another file, on another device or under another engine have the same fingerprint;
+        another precision has another.
         """
         if self._fingerprint is None:
             self._fingerprint = _fingerprint(self)
         return self._fingerprint
 
+    def _fuse(self, parts: list[Tensor]) -> Tensor:
+        """Scales (n, D, ...) to (n, C, ...) float32."""
+        if self.config.fusion == "sum":
+            return torch.stack(parts).sum(dim=0).float()
+        stacked = torch.cat(parts, dim=1).float()  # (n, D*S, ...)
+        if self.config.fusion == "project":
+            return torch.einsum("nd...,dc->nc...", stacked, self.projection.float())
+        return stacked
+
+    def _runner(self, tile: Size) -> engines.Runner:
+        key, runners = (tile, torch.get_num_threads()), self._runners
+        if key not in runners:
+            with _making:
+                if key not in runners:  # another thread may have been first
+                    runners[key] = self.engine.runner(self.backbone.at(tile))
+        return runners[key]
+
+    def _forget(self) -> None:
+        """Drop what was derived from the weights: they have changed, or moved."""
+        self._fingerprint = None
+        self._engine = None
+        self._runners = {}
+
     def _apply(self, fn: Any, recurse: bool = True) -> Encoder:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._fingerprint = None  # .to(), .half() and their kin may have changed the weights
+        self._forget()
         return self
 
-
-def check_frames(frames: NDArray[np.uint8] | Tensor) -> Tensor:
-    """Hold frames against their contract and give them both axes: (B, V, H, W, 3) uint8."""
-    if isinstance(frames, np.ndarray):
-        shape, dtype = frames.shape, str(frames.dtype)
-    elif isinstance(frames, Tensor):
-        shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
-    else:
-        raise InvalidInput(f"Frames are a {type(frames).__name__}; expected a uint8 array. Try numpy.asarray(frames)")
-    came = f"Frames are {dtype} {shape}"
-    if len(shape) not in (3, 4, 5):
-        raise InvalidInput(f"{came}; expected (B, V, H, W, 3), (B, H, W, 3) or (H, W, 3)")
-    if shape[-1] != 3:
-        raise InvalidInput(f"{came}; expected RGB in the last axis. {_channel_mistake(shape)}")
-    if 0 in shape:
-        raise InvalidInput(f"{came}: an empty batch. Give at least one frame")
-    if dtype != "uint8":
-        raise InvalidInput(f"{came}; expected uint8 in [0, 255]. {_dtype_mistake(dtype)}")
-    if shape[-3] != shape[-2]:
-        raise InvalidInput(
-            f"{came}: {shape[-3]} rows by {shape[-2]} columns, and only square frames are taken. Crop, e.g. the "
-            f"centre: {_centre_crop(shape[-3], shape[-2])}"
-        )
-    if isinstance(frames, np.ndarray):  # torch takes neither mirrored views nor, without a warning, read-only ones
-        frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-    return frames.reshape(*(1,) * (5 - len(shape)), *shape) if len(shape) != 4 else frames[:, None]
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_runners": {}, "_engine": None}  # sessions of an engine stay in their process
 
 
-def resize_frames(images: Tensor, size: int, contract: ImageContract) -> Tensor:
-    """Bring square images in [0, 255] to `size`, from the true frame and never twice.
-
-    The result stays in [0, 255]: bicubic overshoots at edges, and no backbone was trained on such pixels.
-
-    Args:
-        images: (B, 3, H, H) float
-    """
-    side = images.shape[-1]
-    if side == size:
-        return images
-    if side > size and side % size == 0 and contract.interpolation == "area":
-        return F.avg_pool2d(images, side // size)
-    mode = "bilinear" if contract.interpolation == "bilinear" else "bicubic"
-    smooth = contract.antialias and side > size
-    return F.interpolate(images, size=(size, size), mode=mode, antialias=smooth).clamp(0, 255)
+def run_tiles(
+    tiles: list[Tensor], forward: Callable[[Size, Tensor], tuple[Tensor, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Tiles of one size make one batch, whatever their scale; answers come back scale by scale."""
+    answers: dict[int, tuple[Tensor, Tensor]] = {}
+    for size in dict.fromkeys((part.shape[-2], part.shape[-1]) for part in tiles):
+        same = [k for k, part in enumerate(tiles) if part.shape[-2:] == size]
+        prefix, grid = forward(size, torch.cat([tiles[k] for k in same]))
+        counts = [tiles[k].shape[0] for k in same]  # not len(): exporters follow shapes
+        answers |= dict(zip(same, zip(prefix.split(counts), grid.split(counts), strict=True), strict=True))
+    return [answers[k] for k in range(len(tiles))]
 
 
-def _channel_mistake(shape: tuple[int, ...]) -> str:
-    if shape[-3] == 3:
-        return "The colours seem to come first: move them with numpy.moveaxis(frames, -3, -1)"
-    if shape[-1] == 4:
-        return "The fourth channel seems to be alpha: drop it with frames[..., :3]"
-    if shape[-1] == 1:
-        return "One channel seems to be grey: repeat it with numpy.repeat(frames, 3, axis=-1)"
-    return "If they are grey without a colour axis: numpy.stack([frames] * 3, axis=-1)"
+@functools.lru_cache(maxsize=64)
+def _plan(frame: Size, sizes: tuple[int, ...], largest_tile: int, patch: int, fit: str) -> Plan:
+    return make_plan(frame, sizes, largest_tile, patch, fit)
 
 
-def _dtype_mistake(dtype: str) -> str:
-    if "float" in dtype:
-        return "If they are in [0, 1]: (frames * 255).round().astype('uint8'); do not normalise, the encoder does"
-    return "If the values are in [0, 255]: frames.astype('uint8')"
+def _projection(stacked: int, width: int, seed: int) -> Tensor:
+    """A Gaussian matrix that keeps lengths on average (Johnson and Lindenstrauss)."""
+    if not width:
+        return torch.zeros(0, 0)
+    drawn: Tensor = torch.randn(stacked, width, generator=torch.Generator().manual_seed(seed))
+    return drawn * width**-0.5
 
 
-def _centre_crop(height: int, width: int) -> str:
-    side, cut = min(height, width), abs(height - width) // 2
-    rows, cols = (f"{cut}:{cut + side}", ":") if height > width else (":", f"{cut}:{cut + side}")
-    return f"frames[..., {rows}, {cols}, :]"
-
-
-def _out_of_memory(frames: Tensor, encoder: Encoder) -> str:
+def _out_of_memory(frames: Tensor, plan: Plan, encoder: Encoder) -> str:
     batch, views = frames.shape[:2]
-    tiles = sum(int(scale) ** 2 for scale in encoder.scales) * batch * views
     return (
-        f"The GPU ran out of memory on {batch} x {views} frames at scales {encoder.scales}: {tiles} tiles of "
-        f"{encoder.contract.size} px in one batch. Encode fewer at once, e.g. frames[:{max(1, batch // 2)}], or drop "
-        f"the largest scale, or load_encoder(..., device='cpu')"
+        f"The GPU ran out of memory on {batch} x {views} frames at sizes {encoder.sizes} px: "
+        f"{plan.tiles * batch * views} tiles of {plan.scales[0].tile[0]} px in one batch. Encode fewer at once, e.g. "
+        f"frames[:{max(1, batch // 2)}], or drop the largest scale, or load_encoder(..., device='cpu')"
     )
 
 
@@ -279,9 +369,9 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _forget_fingerprint(encoder: Encoder, _: Any) -> None:
+def _weights_changed(encoder: Encoder, _: Any) -> None:
     """After `load_state_dict` the weights are others. A function, not a lambda: encoders can be pickled."""
-    encoder._fingerprint = None
+    encoder._forget()
 
 
 def _fingerprint(encoder: Encoder) -> str:
@@ -289,9 +379,13 @@ def _fingerprint(encoder: Encoder) -> str:
         "version": PREPROCESSING_VERSION,
         "architecture": encoder.backbone.name,  # activations and norms have no weights, yet make features
         "contract": dataclasses.asdict(encoder.contract),
-        "scales": encoder.scales,
-        "grid": encoder.grid,
+        "sizes": encoder.sizes,
+        "tile": encoder.largest_tile,
+        "grid": encoder.target % len(encoder.sizes),
+        "fusion": [encoder.config.fusion, encoder.config.width, encoder.config.width and encoder.config.seed],
+        "fit": encoder.config.fit,
         "dtype": str(encoder.dtype),
+        "precision": encoder.config.precision,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for key, value in sorted(encoder.backbone.model.state_dict().items()):

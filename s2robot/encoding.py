@@ -80,15 +80,17 @@ class _Worker:
         for thing, fingerprint in (("dataset", self.dataset.fingerprint), ("encoder", self.encoder.fingerprint)):
             if fingerprint != task.index[f"{thing}_fingerprint"]:
                 raise S2RobotError(f"The {thing} changed while it was being encoded. Run the same command again")
+        self.memory = self.encoder.memory()
         self.first_rows = np.searchsorted(task.index["episode"], np.arange(len(self.dataset) + 1))
 
     def encode(self, k: int) -> Iterator[Event]:
         """Encode episode `k` and put it safely on disk."""
         first, end = self.first_rows[k : k + 2].tolist()
         steps = self.task.index["step"][first:end]
+        self.memory.forget()  # the bits of an episode must not depend on who encoded which before
         digests = {"map": hashlib.sha256(), "cls": hashlib.sha256()}
         for start in range(0, len(steps), BATCH):
-            features = self.encoder(self.dataset.frames(k, steps[start : start + BATCH]))
+            features = self.memory(self.dataset.frames(k, steps[start : start + BATCH]))
             for name, digest in digests.items():
                 data = self._half(name, getattr(features, name), k)  # (b, V, ...)
                 digest.update(data.data)

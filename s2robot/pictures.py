@@ -23,13 +23,12 @@ ScaleMap = tuple[str, NDArray[Any]]
 """What to call a scale, and its tokens, (F, D, h, w)."""
 
 
-def split_scales(features_map: NDArray[Any], scales: Sequence[int]) -> list[ScaleMap]:
-    """Cut `Features.map`, (F, D*S, h, w), back into one map a scale, (F, D, h, w), labelled "scale 1", ..."""
+def split_scales(features_map: NDArray[Any], names: Sequence[str]) -> list[ScaleMap]:
+    """Cut `Features.map`, (F, D*S, h, w), back into one map a scale, (F, D, h, w), under their names."""
     features_map = np.asarray(features_map)
-    if features_map.ndim != 4 or not scales or features_map.shape[1] % len(scales):
-        raise InvalidInput(f"Features {features_map.shape} do not divide into scales {tuple(scales)} on axis 1")
-    parts = np.split(features_map, len(scales), axis=1)
-    return [(f"scale {scale}", part) for scale, part in zip(scales, parts, strict=True)]
+    if features_map.ndim != 4 or not names or features_map.shape[1] % len(names):
+        raise InvalidInput(f"Features {features_map.shape} do not divide into {', '.join(names)} on axis 1")
+    return list(zip(names, np.split(features_map, len(names), axis=1), strict=True))
 
 
 def feature_picture(frames: NDArray[np.uint8], scales: Sequence[ScaleMap], cell: int = CELL) -> Image.Image:

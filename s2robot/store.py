@@ -152,6 +152,7 @@ def _make_index(dataset: DemoDataset, encoder: Encoder, config: EncoderConfig, s
     """All that the store will hold but its numbers."""
     steps = [list(range(0, length, stride)) for length in dataset.lengths]
     views, count = len(dataset.cameras), sum(map(len, steps))
+    _, height, width, _ = dataset.frame_shape
     index = {
         "version": STORE_VERSION,
         "encoder": config,
@@ -161,7 +162,7 @@ def _make_index(dataset: DemoDataset, encoder: Encoder, config: EncoderConfig, s
         "cameras": dataset.cameras,
         "stride": stride,
         "dtype": "float16",
-        "map_shape": (count, views, encoder.channels, *encoder.grid_size),
+        "map_shape": (count, views, encoder.channels, *encoder.grid_of((height, width))),
         "cls_shape": (count, views, encoder.channels),
         "episode": [k for k, of_episode in enumerate(steps) for _ in of_episode],
         "step": [step for of_episode in steps for step in of_episode],

@@ -228,10 +228,10 @@ def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, 
     """A fresh network for these shapes, its compression and normalisation fitted to the demonstrations."""
     module = registry.policy_module(kind)
     frames, views, channels, height, width = store.map.shape
-    scales = len(encoder.scales)
+    groups = encoder.groups
     first = dataset.episode(0)
     shapes = module.Shapes(
-        views, scales, channels // scales, (height, width), first.proprioception.shape[1], first.actions.shape[1]
+        views, groups, channels // groups, (height, width), first.proprioception.shape[1], first.actions.shape[1]
     )
     network: nn.Module = module.build(policy, shapes)
     spread = np.linspace(0, frames - 1, min(frames, 400)).astype(int)  # enough tokens for a covariance

@@ -56,12 +56,20 @@ class FakeConfig:
 
 class FakeEncoder:
     channels = 6
-    grid_size = (4, 4)
+
+    def grid_of(self, frame: tuple[int, int]) -> tuple[int, int]:
+        return 4, 4
 
     def __init__(self, config: FakeConfig) -> None:
         self.config = config
         self.fingerprint = f"fake {config.seed}"
         self.weights = torch.randn(48, 96, generator=torch.Generator().manual_seed(config.seed))
+
+    def memory(self) -> FakeEncoder:
+        return self
+
+    def forget(self) -> None:
+        pass
 
     def __call__(self, frames: np.ndarray) -> Features:
         time.sleep(self.config.delay)

@@ -1,0 +1,163 @@
+"""Who multiplies the matrices: the same backbone under torch, ONNX Runtime, OpenVINO or torch's compiler.
+
+An engine makes runners. A runner maps tiles (T, 3, h, w), normalised fp32, to prefix (T, K, D) and grid (T, D, h, w),
+and gives the backbone's own numbers: to 1e-4 in fp32, checked on every runner before its first use.
+
+    engine       on          what it is good for
+    torch        CPU, CUDA   always there, no preparation
+    onnxruntime  CPU         the fastest on every CPU measured (docs/speed.md); int8 too
+    openvino     CPU         Intel's own
+    inductor     CPU, CUDA   torch.compile; with CUDA graphs on CUDA. Takes a minute to compile
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2robot import graphs
+from s2robot.backbones import FrozenViT
+from s2robot.errors import InvalidInput, S2RobotError, UnknownName, require
+
+Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+ENGINES = ("auto", "torch", "onnxruntime", "openvino", "inductor")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+TOLERANCE = 1e-4  # of fp32 engines, on features whose deviation is about 1
+_NEEDS = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
+_EXTRA = {"onnxruntime": "export", "openvino": "openvino"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What was picked, and what makes its runners."""
+
+    name: str
+    precision: str
+    device: torch.device
+
+    def __str__(self) -> str:
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{self.name} {self.precision} on {self.device}{threads}"
+
+    def runner(self, backbone: FrozenViT) -> Runner:
+        """Prepare this backbone, at its tile size, for this engine."""
+        if self.name == "torch":
+            return _torch_runner(backbone, self.precision, self.device)
+        runner = _MAKERS[self.name](backbone, self.precision, self.device)
+        if self.precision == "fp32":
+            _check(runner, backbone, self)
+        return runner
+
+
+def pick(engine: str, precision: str, device: torch.device) -> Engine:
+    """Resolve "auto", and refuse what cannot work.
+
+    "auto" is torch on CUDA; on a CPU it is ONNX Runtime where the extra `export` is installed, else torch.
+
+    Raises:
+        UnknownName: no such engine or precision.
+        InvalidInput: not on this device, or not at this precision.
+        MissingExtra: its packages are not installed.
+    """
+    if engine not in ENGINES:
+        raise UnknownName("engine", engine, ENGINES)
+    if precision not in PRECISIONS:
+        raise UnknownName("precision", precision, PRECISIONS)
+    if engine == "auto":
+        there = all(find_spec(package) for package in _NEEDS["onnxruntime"])
+        integer = precision == "int8"
+        engine = "onnxruntime" if device.type == "cpu" and (integer or (there and precision == "fp32")) else "torch"
+    if engine in _NEEDS and device.type != "cpu":
+        raise InvalidInput(f"Engine {engine!r} runs on the CPU, not on {device}. There: engine='torch' or 'inductor'")
+    if precision == "int8" and engine != "onnxruntime":
+        raise InvalidInput(f"Engine {engine!r} has no int8. Try engine='onnxruntime' on the CPU, or precision='fp16'")
+    if precision in ("bf16", "fp16") and engine in _NEEDS:
+        raise InvalidInput(f"Engine {engine!r} computes in fp32 or int8, not {precision}")
+    for package in _NEEDS.get(engine, ()):
+        require(package, extra=_EXTRA[engine], purpose=f"Engine {engine!r}")
+    return Engine(engine, precision, device)
+
+
+def _torch_runner(backbone: FrozenViT, precision: str, device: torch.device) -> Runner:
+    cast = precision in ("bf16", "fp16")
+
+    def run(tiles: Tensor) -> tuple[Tensor, Tensor]:
+        # Off inside unless asked for: features made in a mixed-precision training loop must equal the stored ones.
+        with torch.autocast(device.type, dtype=PRECISIONS[precision] if cast else None, enabled=cast):
+            prefix, grid = backbone(tiles)
+        return prefix, grid
+
+    return run
+
+
+def _inductor_runner(backbone: FrozenViT, precision: str, device: torch.device) -> Runner:
+    """torch.compile; CUDA graphs on CUDA, constants folded on a CPU."""
+    eager = _torch_runner(backbone, precision, device)
+    if device.type == "cuda":
+        compiled: Any = torch.compile(eager, mode="reduce-overhead")
+
+        def run(tiles: Tensor) -> tuple[Tensor, Tensor]:
+            torch.compiler.cudagraph_mark_step_begin()
+            prefix, grid = compiled(tiles)
+            return prefix.clone(), grid.clone()  # a graph's outputs are overwritten by its next run
+
+        return run
+    return torch.compile(eager, options={"freezing": True})
+
+
+def _onnxruntime_runner(backbone: FrozenViT, precision: str, device: torch.device) -> Runner:
+    session = graphs.session(backbone, precision, torch.get_num_threads())
+
+    def run(tiles: Tensor) -> tuple[Tensor, Tensor]:
+        prefix, grid = session.run(None, {graphs.INPUT: tiles.contiguous().numpy()})
+        return torch.from_numpy(prefix), torch.from_numpy(grid)
+
+    return run
+
+
+def _openvino_runner(backbone: FrozenViT, precision: str, device: torch.device) -> Runner:
+    import openvino
+
+    with torch.no_grad(), graphs.quiet():
+        model = openvino.convert_model(
+            backbone, example_input=torch.zeros(2, 3, *backbone.tile), input=[(-1, 3, *backbone.tile)]
+        )
+    hints = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    request, alone = compiled.create_infer_request(), threading.Lock()
+
+    def run(tiles: Tensor) -> tuple[Tensor, Tensor]:
+        with alone:  # a request has one set of outputs: two threads would get each other's
+            answer = request.infer([tiles.contiguous().numpy()])
+            return torch.from_numpy(np.array(answer[0])), torch.from_numpy(np.array(answer[1]))
+
+    return run
+
+
+_MAKERS = {"onnxruntime": _onnxruntime_runner, "openvino": _openvino_runner, "inductor": _inductor_runner}
+
+
+@torch.no_grad()
+def _check(runner: Runner, backbone: FrozenViT, engine: Engine) -> None:
+    """Two tiles through the engine and through torch: a converter that got it wrong must not go unnoticed."""
+    generator = torch.Generator().manual_seed(0)
+    tiles = torch.randn(2, 3, *backbone.tile, generator=generator).to(engine.device)
+    differences = [
+        float((got - expected).abs().max() / expected.abs().max().clamp_min(1.0))
+        for got, expected in zip(runner(tiles), backbone(tiles), strict=True)
+        if expected.numel()
+    ]
+    worst = float(np.max(differences))  # not max(), to which a NaN is less than anything before it
+    if not worst <= TOLERANCE:
+        raise S2RobotError(
+            f"Engine {engine} gives other numbers than torch for {backbone.name}: off by {worst:.2g}, allowed are"
+            f" {TOLERANCE}. Use engine='torch', and please report this with the output of: s2robot doctor"
+        )
