@@ -22,7 +22,7 @@ $(READY): pyproject.toml
 	@rm -f $(READY)
 	@bash .ci/make_venv.sh $(VENV)
 	@echo "Installing torch, robosuite and what they need: about 7 GB on disk, a few minutes"
-	$(BIN)/python -m pip install --editable '.[sim,dev]'
+	$(BIN)/python -m pip install --editable '.[sim,export,openvino,dev]'
 	$(BIN)/s2robot doctor --fix
 	@touch $(READY)
 

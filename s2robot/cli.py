@@ -28,7 +28,10 @@ VERBS = {
     "eval": "rollouts of a trained policy on unseen seeds",
     "report": "a run folder as one page",
     "pretrain": "an encoder by masked autoencoding on randomised scenes",
+    "bench": "how fast an encoder is here, and how much of the machine it uses",
+    "export": "an encoder as one file for ONNX Runtime, OpenVINO or torch.export",
 }
+_HOMES = {"bench": "s2robot.encoder_verbs", "export": "s2robot.encoder_verbs"}  # the others are in s2robot.verbs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +80,7 @@ def _run(words: list[str]) -> int:
         raise UnknownName("command", verb, VERBS, "s2robot --help")
     if verb == "doctor":
         return int(importlib.import_module("s2robot.doctor").main(rest))
-    run = getattr(importlib.import_module("s2robot.verbs"), f"do_{verb}")
+    run = getattr(importlib.import_module(_HOMES.get(verb, "s2robot.verbs")), f"do_{verb}")
     return int(run(rest))
 
 

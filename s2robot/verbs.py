@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -19,13 +18,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from s2robot import command, files, progress, registry, statistics
 from s2robot import config as configuration
-from s2robot import files, progress, registry, statistics
 from s2robot.errors import InvalidInput, UsageError
 
 
 def do_demo(argv: Sequence[str]) -> int:
-    parser = _parser(
+    parser = command.parser(
         "demo",
         "Collect, encode, train, evaluate, report. Stop it any time: it goes on where it was.",
         "s2robot demo --quick",
@@ -40,14 +39,16 @@ def do_demo(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--no-install", action="store_true", help="do not install what the simulator needs, only say it"
     )
-    _shorthands(parser, out="out", seed="seed", demos="collect.demos", steps="train.steps", episodes="eval.episodes")
+    command.shorthands(
+        parser, out="out", seed="seed", demos="collect.demos", steps="train.steps", episodes="eval.episodes"
+    )
     options, rest = parser.parse_known_args(list(argv))
     _simulator_or_install(install=not options.no_install)
     from s2robot.demo import DemoConfig
     from s2robot.demo import demo as run
 
     name = options.config or ("demo-quick" if options.quick else "demo")
-    overrides = _overrides(options, rest) + (["--baselines", "true"] if options.baselines else [])
+    overrides = command.overrides(options, rest) + (["--baselines", "true"] if options.baselines else [])
     console = Console()
     page = run(configuration.load(DemoConfig, name, overrides), console)
     summary = files.read_json(page.parent / "summary.json")
@@ -63,7 +64,7 @@ def do_collect(argv: Sequence[str]) -> int:
     from s2robot.collect import CollectConfig
     from s2robot.collect import collect as run
 
-    parser = _parser(
+    parser = command.parser(
         "collect",
         "Scripted demonstrations, in parallel, resumable.",
         "s2robot collect Lift --demos 200 --out runs/lift.hdf5",
@@ -86,7 +87,7 @@ def do_encode(argv: Sequence[str]) -> int:
     from s2robot.encoder import EncoderConfig
     from s2robot.store import encode_dataset
 
-    parser = _parser(
+    parser = command.parser(
         "encode",
         "Encode demonstrations once; training then reads features.",
         "s2robot encode runs/lift.hdf5 --scales 1,2",
@@ -115,16 +116,16 @@ def do_train(argv: Sequence[str]) -> int:
     from s2robot.store import encode_dataset
     from s2robot.training import train as run
 
-    parser = _parser(
+    parser = command.parser(
         "train",
         "Train a policy; encodes first what is not yet encoded.",
         "s2robot train runs/lift.hdf5 --out runs/lift-bc --policy.hidden 512",
     )
     parser.add_argument("dataset", help="an HDF5 file of demonstrations")
     parser.add_argument("--config", default="demo", help="a config by name or .yaml path (default: demo)")
-    _shorthands(parser, out="out", seed="train.seed", steps="train.steps")
+    command.shorthands(parser, out="out", seed="train.seed", steps="train.steps")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(DemoConfig, options.config, _overrides(options, rest))
+    config = configuration.load(DemoConfig, options.config, command.overrides(options, rest))
     console, dataset = Console(), DemoDataset(options.dataset)
     root, workers = Path(options.dataset).parent / "features", config.encode.workers or None
     with progress.bar("encode", console) as report:
@@ -144,7 +145,7 @@ def do_train(argv: Sequence[str]) -> int:
 def do_eval(argv: Sequence[str]) -> int:
     from s2robot.rollout import EvalConfig, evaluate
 
-    parser = _parser(
+    parser = command.parser(
         "eval", "Roll a trained policy out on seeds no demonstration used.", "s2robot eval runs/demo --episodes 100"
     )
     parser.add_argument("run", help="a run folder that holds policy/")
@@ -174,7 +175,7 @@ def do_eval(argv: Sequence[str]) -> int:
 def do_report(argv: Sequence[str]) -> int:
     from s2robot.report import write_report
 
-    parser = _parser("report", "Write a run folder's report.html again.", "s2robot report runs/demo")
+    parser = command.parser("report", "Write a run folder's report.html again.", "s2robot report runs/demo")
     parser.add_argument("run", help="a finished run folder")
     print(write_report(parser.parse_args(list(argv)).run))
     return 0
@@ -184,7 +185,7 @@ def do_pretrain(argv: Sequence[str]) -> int:
     from s2robot.pretrain import PretrainConfig
     from s2robot.pretrain import pretrain as run
 
-    parser = _parser(
+    parser = command.parser(
         "pretrain",
         "Masked autoencoding on randomised robot scenes; resumable.",
         "s2robot pretrain --out runs/tiny --steps 4000",
@@ -201,7 +202,7 @@ def do_pretrain(argv: Sequence[str]) -> int:
 
 
 def do_list(argv: Sequence[str]) -> int:
-    parser = _parser("list", "What there is by name.", "s2robot list encoders")
+    parser = command.parser("list", "What there is by name.", "s2robot list encoders")
     kinds = {"encoders": _encoders, "tasks": _tasks, "policies": _policies, "configs": _configs}
     parser.add_argument("kind", nargs="?", choices=sorted(kinds), help="default: all")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -246,34 +247,6 @@ def _configs() -> Any:
 
 def _percent(rate: float, low: float, high: float) -> str:
     return f"{100 * rate:.0f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
-
-
-def _parser(verb: str, purpose: str, example: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"s2robot {verb}",
-        description=purpose,
-        epilog=f"example: {example}\nAny key of the configuration is an option: --collect.noise 0.2",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
-def _shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
-    """Options that stand for one key of the config."""
-    for name, key in targets.items():
-        parser.add_argument(
-            f"--{name}", dest=f"={key}", metavar=name.upper(), help=f"short for --{key}" if key != name else key
-        )
-
-
-def _overrides(options: argparse.Namespace, rest: Sequence[str]) -> Any:
-    short = [
-        word
-        for key, value in vars(options).items()
-        if key.startswith("=") and value is not None
-        for word in (f"--{key[1:]}", value)
-    ]
-    return [*short, *rest]
 
 
 def _simulator_or_install(*, install: bool) -> None:

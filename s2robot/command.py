@@ -1,0 +1,35 @@
+"""What the verbs of the command line have in common: help with an example, short options, any key of a config."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+
+def parser(verb: str, purpose: str, example: str, key: str = "--collect.noise 0.2") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"s2robot {verb}",
+        description=purpose,
+        epilog=f"example: {example}\nAny key of the configuration is an option: {key}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
+    """Options that stand for one key of the config."""
+    for name, key in targets.items():
+        parser.add_argument(
+            f"--{name}", dest=f"={key}", metavar=name.upper(), help=f"short for --{key}" if key != name else key
+        )
+
+
+def overrides(options: argparse.Namespace, rest: Sequence[str]) -> Any:
+    short = [
+        word
+        for key, value in vars(options).items()
+        if key.startswith("=") and value is not None
+        for word in (f"--{key[1:]}", value)
+    ]
+    return [*short, *rest]

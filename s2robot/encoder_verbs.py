@@ -1,0 +1,137 @@
+"""The verbs about the encoder alone: `s2robot bench`, `s2robot export`. No simulator, no policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2robot import command, files, progress
+from s2robot import config as configuration
+from s2robot.errors import InvalidInput
+
+_SHORT = {"scales": "encoder.scales", "sizes": "encoder.sizes", "engine": "encoder.engine"}
+_SHORT |= {"precision": "encoder.precision", "grid": "encoder.grid", "checkpoint": "encoder.checkpoint"}
+
+
+def do_bench(argv: Sequence[str]) -> int:
+    from s2robot.bench import BenchConfig, bench_encoders
+
+    parser = command.parser(
+        "bench",
+        "Latency, rate, cost and share of the machine's peak, end to end. Keep the machine quiet meanwhile.",
+        "s2robot bench encoder --encoder s2robot-tiny,vit-small --scales 1,2 --baseline",
+        "--encoder.grid finest",
+    )
+    parser.add_argument("what", choices=["encoder"], help="what to time")
+    parser.add_argument("--encoder", default=None, help="one name or several, a,b (default: s2robot-tiny)")
+    parser.add_argument("--baseline", action="store_true", help="also the plain definition, and how many times faster")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    command.shorthands(parser, **_SHORT, views="views", runs="runs", batches="batches", engines="engines")
+    options, rest = parser.parse_known_args(list(argv))
+    words = command.overrides(options, rest)
+    words += ["--encoders", options.encoder] if options.encoder else []
+    config = configuration.load(BenchConfig, None, [*words, *(["--baseline", "true"] if options.baseline else [])])
+    console = Console(stderr=options.json)
+    with progress.bar("bench", console) as told:
+        result = bench_encoders(_with_random_weights(config), told)
+    if options.json:
+        print(json.dumps(files.plain(result), indent=2))
+        return 0
+    for table in (_speed_table(result["rows"]), _cost_table(result["rows"])):
+        console.print(table)
+    peak = max(row["peak_gflops"] for row in result["rows"])
+    console.print(
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores; its matrix products reach {peak:.0f} GFLOP/s",
+        highlight=False,
+    )
+    return 0
+
+
+def _with_random_weights(config: Any) -> Any:
+    """Speed does not depend on what the weights are: an encoder without a file is timed all the same."""
+    names = config.encoders or (config.encoder.name,)
+    if all(name == "s2robot-tiny" for name in names) or config.encoder.checkpoint:
+        return config
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, random_weights=True))
+
+
+def _speed_table(rows: list[dict[str, Any]]) -> Table:
+    ratio = "ratio" in rows[0]
+    upload = "upload_ms" in rows[0]
+    heads = ["encoder", "engine", "frames", "p50 ms", "p90", "p99", "Hz", "% of peak"]
+    table = _table(heads + (["upload ms"] if upload else []) + (["times plain"] if ratio else []))
+    for row in rows:
+        frames = f"{row['batch']}x{row['views']} {row['frame'][0]}x{row['frame'][1]}"
+        cells = [_what(row), row["engine"].split(" on ")[0], frames]
+        cells += [f"{row[key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms", "hz")]
+        cells += [f"{row['percent_of_peak']:.0f}"] + ([f"{row['upload_ms']:.2f}"] if upload else [])
+        table.add_row(*cells, *([f"{row['ratio']:.2f}"] if ratio else []))
+    return table
+
+
+def _cost_table(rows: list[dict[str, Any]]) -> Table:
+    table = _table(["encoder", "frames", "GFLOPs", "million parameters", "peak memory MB"])
+    for what in dict.fromkeys((_what(row), row["batch"], row["views"]) for row in rows):
+        row = next(row for row in rows if (_what(row), row["batch"], row["views"]) == what)
+        numbers = (row["gflops"], row["parameters"] / 1e6, row["memory_mb"])
+        table.add_row(_what(row), f"{row['batch']}x{row['views']}", *[f"{number:.1f}" for number in numbers])
+    return table
+
+
+def _table(heads: list[str]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for k, head in enumerate(heads):
+        table.add_column(head, justify="left" if k < 2 else "right")
+    return table
+
+
+def _what(row: dict[str, Any]) -> str:
+    return f"{row['encoder']} {','.join(map(str, row['sizes']))}"
+
+
+def do_export(argv: Sequence[str]) -> int:
+    from s2robot.encoder import EncoderConfig
+    from s2robot.export import SUFFIX, export
+
+    parser = command.parser(
+        "export",
+        "The whole encoder as one file: uint8 frames in, features out. Checked against the encoder before it is kept.",
+        "s2robot export s2robot-tiny --to onnx --frame 256x256 --views 2 --out s2robot-tiny.onnx",
+        "--scales 1,2,3",
+    )
+    parser.add_argument("encoder", help="an encoder; see: s2robot list encoders")
+    parser.add_argument("--to", required=True, choices=sorted(SUFFIX), help="the format")
+    parser.add_argument("--out", default=None, help="the file to write (default: the encoder's name)")
+    parser.add_argument("--frame", default=None, help="HxW of the frames [pixels] (default: the largest scale, square)")
+    parser.add_argument("--views", type=int, default=1, help="cameras (default 1)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(EncoderConfig, None, ["--name", options.encoder, *rest])
+    encoder = dataclasses.replace(config, engine="torch").build("cpu")
+    frame = _frame(options.frame) if options.frame else (max(encoder.sizes),) * 2
+    path = Path(options.out or f"{options.encoder.replace(':', '-')}{SUFFIX[options.to]}")
+    console = Console(stderr=options.json)
+    with console.status(f"Exporting {options.encoder} for {frame[0]}x{frame[1]} frames"):
+        result = export(encoder, options.to, path, frame, options.views)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        console.print(
+            f"{result['path']}: {result['bytes'] / 1e6:.1f} MB, features within {result['difference']:.1e} of the"
+            f" encoder's; takes uint8 (batch, {options.views}, {frame[0]}, {frame[1]}, 3)",
+            highlight=False,
+        )
+    return 0
+
+
+def _frame(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not (x and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise InvalidInput(f"--frame is {text!r}; expected rows x columns, e.g. 480x640")
+    return int(height), int(width)
