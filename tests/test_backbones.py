@@ -139,7 +139,7 @@ def test_another_size_gives_timms_own_numbers(kind: str, sides: tuple[int, int])
     prefix, grid = twin(pixels)
     with torch.no_grad():
         tokens = reference.fc_norm(reference.forward_features(pixels))  # fc_norm is the identity but for "averaged"
-    assert (twin.tile, twin.grid_size) == (tile, sides)
+    assert (twin.tile, twin.grid_size, tuple(grid.shape[2:])) == (tile, sides, sides)
     assert torch.equal(prefix, tokens[:, : backbone.contract.prefix_tokens])
     assert torch.equal(grid.flatten(2).transpose(1, 2), tokens[:, backbone.contract.prefix_tokens :])
 
@@ -171,7 +171,7 @@ def test_another_size_shares_the_weights_and_leaves_the_original_as_it_was(kind:
     assert own == (set() if kind == "rotary" else {"pos_embed"})
     after = backbone.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert dict(backbone.named_modules()).keys() == names  # a twin is no part of the model
+    assert dict(backbone.named_modules()).keys() == dict(twin.named_modules()).keys() == names  # none holds the other
     assert all(torch.equal(old, new) for old, new in zip(answer, backbone(images(backbone, 1)), strict=True))
 
 
@@ -249,6 +249,7 @@ def test_a_size_first_asked_for_in_inference_mode_can_be_differentiated_through(
     pixels = images(twin).requires_grad_()
     twin(pixels)[1].sum().backward()
     assert pixels.grad is not None
+    assert not any(parameter.is_inference() for parameter in twin.parameters())
 
 
 @pytest.mark.parametrize(
