@@ -9,13 +9,14 @@ the reference makes small images without antialiasing and big ones from small on
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2robot import engines
+from s2robot import engines, threads
 from s2robot.backbones import Frozen, FrozenViT, ImageContract, load_backbone
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.memory import TileMemory
@@ -203,11 +204,18 @@ class Encoder(Frozen):
         batch = self.upload(check_frames(frames))  # (B, V, H, W, 3)
         plan = self.plan((batch.shape[2], batch.shape[3]))
         try:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            with self.computing():
                 tiles = cut_tiles(batch, plan, self.contract, self.mean, self.std)
                 return self.assemble(self.run(tiles), plan, batch.shape[0], batch.shape[1])
         except torch.cuda.OutOfMemoryError as error:
             raise S2RobotError(_out_of_memory(batch, plan, self)) from error
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around all that makes features: no gradient, no autocast of the caller's, no threads in the engine's way."""
+        alone = threads.one_thread() if self.engine.name in ("onnxruntime", "openvino") else contextlib.nullcontext()
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), alone:
+            yield
 
     def plan(self, frame: Size) -> Plan:
         """How frames of (H, W) are looked at."""
@@ -297,7 +305,7 @@ class Encoder(Frozen):
         return stacked
 
     def _runner(self, tile: Size) -> engines.Runner:
-        key, runners = (tile, torch.get_num_threads()), self._runners
+        key, runners = (tile, threads.usual()), self._runners
         if key not in runners:
             with _making:
                 if key not in runners:  # another thread may have been first
@@ -342,7 +350,7 @@ def _projection(stacked: int, width: int, seed: int) -> Tensor:
     if not width:
         return torch.zeros(0, 0)
     drawn: Tensor = torch.randn(stacked, width, generator=torch.Generator().manual_seed(seed))
-    return drawn * width**-0.5
+    return torch.mul(drawn, width**-0.5)
 
 
 def _out_of_memory(frames: Tensor, plan: Plan, encoder: Encoder) -> str:

@@ -40,12 +40,11 @@ class TileMemory:
         """Start afresh; the counts stay."""
         self._answers, self._bytes = {}, 0
 
-    @torch.no_grad()
     def __call__(self, frames: NDArray[np.uint8] | Tensor) -> Features:
         encoder = self.encoder
         batch = encoder.upload(check_frames(frames))
         plan = encoder.plan((batch.shape[2], batch.shape[3]))
-        with torch.autocast(encoder.device.type, enabled=False):
+        with encoder.computing():
             tiles = cut_tiles(batch, plan, encoder.contract, encoder.mean, encoder.std)
             if encoder.device.type != "cpu":  # hashing there would cost more than encoding
                 return encoder.assemble(encoder.run(tiles), plan, batch.shape[0], batch.shape[1])

@@ -73,7 +73,6 @@ class Stream:
             self._frames = self._tiles = self._encoded = 0
             self._errors: list[float] = []
 
-    @torch.no_grad()
     def __call__(self, frame: NDArray[np.uint8] | Tensor) -> Features:
         """Encode the next frame, (H, W, 3) uint8 RGB; features have B = V = 1."""
         batch = check_frames(frame)
@@ -94,7 +93,7 @@ class Stream:
         encoder = self.encoder
         size = (batch.shape[2], batch.shape[3])
         plan = encoder.plan(size)
-        with torch.autocast(encoder.device.type, enabled=False):
+        with encoder.computing():
             tiles = cut_tiles(encoder.upload(batch), plan, encoder.contract, encoder.mean, encoder.std)
             now = (size, encoder.fingerprint, encoder.device)
             if self._of != now:

@@ -213,13 +213,19 @@ def do_list(argv: Sequence[str]) -> int:
         print(json.dumps(files.plain(found), indent=2))
         return 0
     for name, rows in found.items():
-        table = Table(title=name, title_justify="left", box=None, header_style="bold")
+        table = Table(title=name, title_justify="left", box=None, header_style="bold", pad_edge=False)
         for column in rows[0]:
-            table.add_column(column, overflow="fold")
+            table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column == "name")
         for row in rows:
-            table.add_row(*[str(value) for value in row.values()])
-        Console().print(table)
+            table.add_row(*[_short(value) for value in row.values()])
+        console = Console()
+        console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
+        console.print(table)
     return 0
+
+
+def _short(value: Any) -> str:
+    return f"{value / 1e6:.1f} M" if isinstance(value, int) and value > 10**6 else str(value)
 
 
 def _encoders() -> Any:

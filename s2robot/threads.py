@@ -1,0 +1,46 @@
+"""torch's threads, put aside while another engine's threads work.
+
+Cutting a frame into tiles takes torch a millisecond on one thread. On two, its second thread meets the engine's own
+on one core, and the millisecond becomes twenty on a machine that does anything else. So frames are prepared on the
+caller's thread alone where the network runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+
+_lock = threading.Lock()
+_inside = 0  # callers within `one_thread`, of all Python threads
+_usual = 0  # torch's count while there are any
+_mine = threading.local()  # how deep this Python thread is within: under OpenMP each has a count of its own
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes on the calling thread alone; may be entered from several threads at once, and twice by one."""
+    global _inside, _usual  # noqa: PLW0603 - what they describe is global: every thread has the same count at first
+    depth = getattr(_mine, "depth", 0)
+    with _lock:
+        if _inside == 0:
+            _usual = torch.get_num_threads()
+        _inside += 1
+    _mine.depth = depth + 1
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _mine.depth = depth
+        with _lock:
+            _inside -= 1
+            if depth == 0:
+                torch.set_num_threads(_usual)
+
+
+def usual() -> int:
+    """torch's thread count, as it is when nobody is within `one_thread`."""
+    with _lock:
+        return _usual if _inside else torch.get_num_threads()
