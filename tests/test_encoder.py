@@ -1,11 +1,10 @@
-"""The encoder: numbers against a slow, obvious writing of them; frozen; and clear about what it does not take."""
+"""The encoder: numbers against a slow, obvious writing of them; frozen; known by its fingerprint."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,99 +13,106 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from small_encoders import TOLERANCE, Frames, close, eye, random_frames, small_encoder, wrap
 from torch import Tensor, nn
 
 import s2robot
 from s2robot import encoder as encoder_module
-from s2robot.backbones import FrozenViT, ImageContract, load_backbone
-from s2robot.encoder import Encoder, EncoderConfig, check_frames, load_encoder, resize_frames
+from s2robot.backbones import FrozenViT, load_backbone
+from s2robot.encoder import Encoder, EncoderConfig, load_encoder
 from s2robot.errors import S2RobotError
 from s2robot.multiscale import multiscale_forward
 from s2robot.types import Features
 
-Frames = NDArray[np.uint8]
-TOLERANCE = 1e-4  # the one the encoder states
-
-
-def random_frames(*shape: int) -> Frames:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return load_encoder(random_weights=True, device="cpu")
-
-
-def wrap(encoder: Encoder, **changes: Any) -> Encoder:
-    """The same backbone under another configuration."""
-    return Encoder(encoder.backbone, dataclasses.replace(encoder.config, **changes))
-
-
-class Eye(nn.Module):
-    """A 'ViT' of one feature that sees the mean of each patch, and a CLS that sees the tile's maximum."""
-
-    def __init__(self, see: Callable[[Tensor], Tensor] = lambda images: images.mean(dim=1, keepdim=True)) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(1)
-        self.see = see
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        tokens = F.avg_pool2d(self.see(images), 4).flatten(2).transpose(1, 2)
-        return torch.cat([tokens.amax(dim=1, keepdim=True), tokens], dim=1)
-
-
-def eye(scales: tuple[float, ...] = (1, 2), see: Callable[[Tensor], Tensor] | None = None, **changes: Any) -> Encoder:
-    settings: dict[str, Any] = {
-        "size": 16, "patch": 4, "width": 1, "prefix_tokens": 1, "class_token": True, "heads": 1, "depth": 1,
-        "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "area", "antialias": True,
-    }  # fmt: skip
-    grid = changes.pop("grid", "base")
-    model = Eye() if see is None else Eye(see)
-    return Encoder(
-        FrozenViT(model, "eye", ImageContract(**settings | changes)), EncoderConfig(scales=scales, grid=grid)
-    )
+    return load_encoder(random_weights=True, engine="torch", device="cpu")
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 
+def averaged(grid: Tensor, target: tuple[int, int]) -> Tensor:
+    """Every new cell is the mean of the old cells that it touches: (D, h, w) -> (D, *target)."""
+    result = torch.empty(grid.shape[0], *target)
+    (h, w), (rows, columns) = grid.shape[1:], target
+    for row in range(rows):
+        for column in range(columns):
+            up, down = int(row * h / rows), int(np.ceil((row + 1) * h / rows))
+            left, right = int(column * w / columns), int(np.ceil((column + 1) * w / columns))
+            result[:, row, column] = grid[:, up:down, left:right].mean(dim=(1, 2))
+    return result
+
+
 def by_the_book(encoder: Encoder, frame: Frames) -> tuple[Tensor, Tensor]:
-    """One frame, one tile at a time, for frames of the largest scale's size: map (D*S, h, w), cls (D*S)."""
+    """One frame, one tile at a time, for frames whose shorter side is a multiple of every size: map, cls."""
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (encoder.contract.mean, encoder.contract.std))
-    image = torch.from_numpy(frame).permute(2, 0, 1).float()
-    size, (h, w) = encoder.contract.size, encoder.contract.grid_size
-    maps, summaries = [], []
-    for scale in map(int, encoder.scales):
-        pixels = F.avg_pool2d(image, frame.shape[0] // (scale * size)) / 255
-        whole = torch.empty(encoder.contract.width, scale * h, scale * w)
-        cls = []
-        for row in range(scale):
-            for col in range(scale):
-                tile = pixels[:, row * size : (row + 1) * size, col * size : (col + 1) * size]
+    image, patch, width = torch.from_numpy(frame).permute(2, 0, 1).float(), encoder.contract.patch, encoder.config.width
+    wholes, summaries = [], []
+    for size in encoder.sizes:
+        pixels = F.avg_pool2d(image, min(frame.shape[:2]) // size) / 255
+        count = -(-size // encoder.largest_tile)
+        height, columns = pixels.shape[1] // count, pixels.shape[2] // count
+        h, w = height // patch, columns // patch
+        whole, cls = torch.empty(encoder.contract.width, count * h, count * w), []
+        for row in range(count):
+            for col in range(count):
+                tile = pixels[:, row * height : (row + 1) * height, col * columns : (col + 1) * columns]
                 with torch.no_grad():
-                    prefix, grid = encoder.backbone(((tile - mean) / std)[None])
+                    prefix, grid = encoder.backbone.at((height, columns))(((tile - mean) / std)[None])
                 whole[:, row * h : (row + 1) * h, col * w : (col + 1) * w] = grid[0]
-                cls.append(prefix[0, 0])
-        factor = encoder.grid_size[0] / (scale * h)
-        if factor > 1:
-            whole = whole.repeat_interleave(int(factor), 1).repeat_interleave(int(factor), 2)
-        maps.append(F.avg_pool2d(whole, int(1 / factor)) if factor < 1 else whole)
+                cls.append(prefix[0, 0] if encoder.contract.class_token else grid[0].mean(dim=(1, 2)))
+        wholes.append(whole)
         summaries.append(torch.stack(cls).mean(dim=0))
-    return torch.cat(maps), torch.cat(summaries)
+    named = {"base": 0, "finest": -1}
+    chosen = wholes[named[encoder.config.grid] if encoder.config.grid in named else int(encoder.config.grid)]
+    maps = [averaged(whole, (chosen.shape[1], chosen.shape[2])) for whole in wholes]
+    if encoder.config.fusion == "sum":
+        return sum(maps[1:], maps[0]), sum(summaries[1:], summaries[0])
+    if width is None:
+        return torch.cat(maps), torch.cat(summaries)
+    matrix = encoder.projection
+    tokens = torch.cat(maps).flatten(1).T @ matrix  # (h*w, width)
+    return tokens.T.reshape(width, *chosen.shape[1:]), torch.cat(summaries) @ matrix
 
 
-@pytest.mark.parametrize("grid", ["base", "finest"])
-@pytest.mark.parametrize("scales", [(1,), (2,), (1, 2), (1, 3)])
-def test_features_are_those_of_the_definition(encoder: Encoder, scales: tuple[float, ...], grid: str) -> None:
-    other = wrap(encoder, scales=scales, grid=grid)
-    side = int(scales[-1]) * 128
-    frames = random_frames(1, 2, side, side, 3)
+BOOK: list[tuple[dict[str, Any], tuple[int, int]]] = [
+    ({"scales": (1,)}, (32, 32)),
+    ({"scales": (2,)}, (64, 64)),
+    ({"scales": (1, 2)}, (64, 64)),
+    ({"scales": (1, 3)}, (96, 96)),
+    ({"scales": (1, 2), "grid": "finest"}, (64, 64)),
+    ({"scales": (1, 2, 3), "grid": "1"}, (192, 192)),
+    ({"scales": (1, 2, 3), "grid": "-2"}, (192, 192)),
+    ({"scales": (1, 1.5)}, (96, 96)),  # tiles of 32 and of 24
+    ({"scales": (1, 1.5, 2), "grid": "1"}, (192, 192)),
+    ({"scales": (0.5, 1)}, (32, 32)),
+    ({"sizes": (24, 48)}, (48, 48)),
+    ({"sizes": (16, 48), "tile": 24}, (48, 48)),
+    ({"sizes": (64, 128), "tile": 64}, (128, 128)),
+    ({"scales": (1, 2), "tile": 16}, (64, 64)),
+    ({"scales": (1, 2), "fusion": "sum"}, (64, 64)),
+    ({"scales": (1, 1.5), "fusion": "sum", "grid": "finest"}, (96, 96)),
+    ({"scales": (1, 2), "fusion": "project", "width": 5}, (64, 64)),
+    ({"scales": (1, 3), "fusion": "project", "width": 40, "grid": "finest"}, (96, 96)),
+    ({"scales": (1, 2)}, (64, 96)),
+    ({"scales": (1, 2), "grid": "finest"}, (96, 64)),
+    ({"sizes": (16, 32, 64), "tile": 32, "grid": "1"}, (64, 128)),
+]
+
+
+@pytest.mark.parametrize("art", ["plain", "registers", "no prefix", "averaged"])
+@pytest.mark.parametrize(("settings", "frame"), BOOK, ids=str)
+def test_features_are_those_of_the_definition(art: str, settings: dict[str, Any], frame: tuple[int, int]) -> None:
+    other = small_encoder(art, **settings)
+    frames = random_frames(2, 2, *frame, 3)
     features = other(frames)
-    for view in range(2):
-        expected_map, expected_cls = by_the_book(other, frames[0, view])
-        torch.testing.assert_close(features.map[0, view], expected_map, atol=TOLERANCE, rtol=0)
-        torch.testing.assert_close(features.cls[0, view], expected_cls, atol=TOLERANCE, rtol=0)
+    for b, view in ((0, 0), (1, 1)):
+        expected_map, expected_cls = by_the_book(other, frames[b, view])
+        torch.testing.assert_close(features.map[b, view], expected_map, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(features.cls[b, view], expected_cls, atol=TOLERANCE, rtol=0)
+    assert features.map.shape[2:] == (other.channels, *other.grid_of(frame))
 
 
 @pytest.mark.parametrize("grid", ["base", "finest"])
@@ -126,7 +132,7 @@ def test_where_the_resize_agrees_it_is_multiscale_forward(encoder: Encoder, grid
     torch.testing.assert_close(features.cls[:, 0], expected[:, 0], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize(("grid", "side"), [("base", 8), ("finest", 16)])
+@pytest.mark.parametrize(("grid", "side"), [("base", 8), ("finest", 16), (1, 16)])
 def test_shapes_are_those_it_announces(encoder: Encoder, grid: str, side: int) -> None:
     other = wrap(encoder, grid=grid)
     assert other.grid_size == (side, side)
@@ -140,21 +146,26 @@ def test_shapes_are_those_it_announces(encoder: Encoder, grid: str, side: int) -
         assert {each.dtype for each in vars(features).values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("frame", "fit", "grid"), [
+    ((480, 640), "whole", (4, 5)), ((640, 480), "whole", (5, 4)), ((480, 640), "crop", (4, 4)),
+    ((480, 640), "pad", (4, 4)), ((720, 1280), "whole", (4, 7)), ((31, 31), "whole", (4, 4)),
+])  # fmt: skip
+def test_frames_of_any_shape_are_taken(frame: tuple[int, int], fit: str, grid: tuple[int, int]) -> None:
+    other = small_encoder(fit=fit)
+    features = other(random_frames(1, 2, *frame, 3))
+    assert features.map.shape == (1, 2, 32, *grid) and other.grid_of(frame) == grid
+
+
 def test_tokens_are_the_map_row_by_row(encoder: Encoder) -> None:
-    features = encoder(random_frames(256, 256, 3))
-    assert torch.equal(features.tokens[0, 0, 8 * 2 + 5], features.map[0, 0, :, 2, 5])
+    features = encoder(random_frames(128, 200, 3))
+    width = features.map.shape[-1]
+    assert width > 8
+    assert torch.equal(features.tokens[0, 0, width * 2 + 5], features.map[0, 0, :, 2, 5])
 
 
 def test_numpy_and_torch_frames_are_the_same(encoder: Encoder) -> None:
     frames = random_frames(2, 256, 256, 3)
     assert torch.equal(encoder(frames).map, encoder(torch.from_numpy(frames)).map)
-
-
-def test_mirrored_and_read_only_frames_are_taken(encoder: Encoder) -> None:
-    frames = random_frames(1, 256, 256, 3)
-    upright = frames[:, ::-1].copy()
-    frames.flags.writeable = False
-    assert torch.equal(encoder(frames[:, ::-1]).map, encoder(upright).map)
 
 
 def test_a_frame_alone_and_in_a_batch_is_the_same(encoder: Encoder) -> None:
@@ -173,84 +184,19 @@ def test_a_vit_without_cls_is_summed_up_by_its_mean_token() -> None:
     assert not torch.allclose(eye()(frames).cls, features.cls)
 
 
-# -- images ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("grid", ["base", "finest"])
-@pytest.mark.parametrize("side", [16, 32, 48, 50, 96])
-@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0)])
-def test_a_bright_corner_stays_in_its_corner_at_each_scale(corner: tuple[int, int], side: int, grid: str) -> None:
-    half = side // 2
-    frame = np.zeros((side, side, 3), dtype=np.uint8)
-    frame[corner[0] * half : (corner[0] + 1) * half, corner[1] * half : (corner[1] + 1) * half] = 255
-    for each in eye((1, 2, 3), grid=grid)(frame).map[0, 0]:  # (h, w), one a scale
-        quarters = F.adaptive_avg_pool2d(each[None], 2)[0]
-        assert quarters[corner] > 0.9
-        assert quarters.sum() < 1.2
-
-
-def test_red_is_the_first_channel() -> None:
-    red = np.zeros((32, 32, 3), dtype=np.uint8)
-    red[..., 0] = 255
-    assert eye(see=lambda images: images[:, :1])(red).map.min() == 1
-    assert eye(see=lambda images: images[:, 1:2])(red).map.max() == 0
-
-
 def test_the_order_of_colours_matters(encoder: Encoder) -> None:
     frames = random_frames(1, 256, 256, 3)
     assert not torch.allclose(encoder(frames).map, encoder(frames[..., ::-1]).map, atol=0.01)
 
 
-def test_frames_are_normalised_by_the_contract() -> None:
-    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-    tiles = eye(mean=mean, std=std).preprocess(check_frames(np.full((32, 32, 3), 51, dtype=np.uint8)))  # 51 / 255 = 0.2
-    assert tiles.shape == (5, 3, 16, 16)
-    for channel, expected in enumerate((0.2, 0.0, -0.05)):
-        torch.testing.assert_close(tiles[:, channel], torch.full((5, 16, 16), expected))
-
-
-def test_a_frame_that_has_the_size_is_never_resampled() -> None:
-    frame = random_frames(32, 32, 3)
-    tiles = eye((2,)).preprocess(check_frames(frame))
-    assert torch.equal(tiles[1], torch.from_numpy(frame[:16, 16:]).permute(2, 0, 1).float() / 255)
-
-
-def test_each_scale_is_made_from_the_true_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    sides: list[tuple[int, int]] = []
-
-    def spy(images: Tensor, size: int, contract: ImageContract) -> Tensor:
-        sides.append((images.shape[-1], size))
-        return resize_frames(images, size, contract)
-
-    monkeypatch.setattr(encoder_module, "resize_frames", spy)
-    eye((1, 2, 3))(random_frames(60, 60, 3))
-    assert sides == [(60, 16), (60, 32), (60, 48)]
-
-
-def test_area_is_the_mean_of_the_pixels() -> None:
-    images = torch.rand(1, 3, 64, 64) * 255
-    torch.testing.assert_close(resize_frames(images, 16, eye().contract), F.avg_pool2d(images, 4))
-
-
-@pytest.mark.parametrize(("interpolation", "antialias", "fades"), [
-    ("area", True, True), ("bicubic", True, True), ("bilinear", True, True), ("bicubic", False, False),
-])  # fmt: skip
-def test_fine_stripes_fade_instead_of_aliasing(interpolation: str, antialias: bool, fades: bool) -> None:
-    stripes = torch.zeros(1, 3, 70, 70)
-    stripes[..., ::2] = 255
-    contract = eye(interpolation=interpolation, antialias=antialias).contract
-    assert (resize_frames(stripes, 16, contract).std() < 40) == fades
-
-
-@pytest.mark.parametrize("interpolation", ["area", "bicubic", "bilinear"])
-@pytest.mark.parametrize("side", [11, 25, 64])
-def test_resizing_keeps_flat_frames_flat_and_pixels_in_range(interpolation: str, side: int) -> None:
-    contract = eye(interpolation=interpolation).contract
-    flat = resize_frames(torch.full((1, 3, side, side), 77.0), 16, contract)
-    torch.testing.assert_close(flat, torch.full((1, 3, 16, 16), 77.0))
-    edges = resize_frames((torch.rand(1, 3, side, side) > 0.5) * 255.0, 16, contract)
-    assert edges.min() >= 0
-    assert edges.max() <= 255
+def test_the_projection_is_drawn_from_its_seed_and_keeps_lengths() -> None:
+    frames = random_frames(4, 64, 64, 3)
+    one, same, other = (small_encoder(fusion="project", width=400, seed=seed)(frames) for seed in (3, 3, 4))
+    assert torch.equal(one.map, same.map)
+    assert not torch.allclose(one.map, other.map)
+    concatenated = small_encoder()(frames)
+    ratio = (one.tokens.norm(dim=-1) / concatenated.tokens.norm(dim=-1)).mean()
+    assert 0.9 < ratio < 1.1
 
 
 # -- frozen ----------------------------------------------------------------------------------------------------------
@@ -287,19 +233,22 @@ def test_training_beside_it_leaves_every_bit_as_it_was(encoder: Encoder) -> None
 
 
 def test_it_cannot_be_unfrozen(encoder: Encoder) -> None:
+    encoder(random_frames(128, 192, 3))  # now it has a backbone for tiles of another shape, too
     assert encoder.train() is encoder
     assert encoder.requires_grad_() is encoder
     nn.ModuleList([encoder]).train()
-    assert not any(module.training for module in encoder.modules())
-    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    twin = encoder.backbone.at((128, 192))
+    assert not any(module.training for each in (encoder, twin) for module in each.modules())
+    assert not any(parameter.requires_grad for each in (encoder, twin) for parameter in each.parameters())
 
 
 def test_features_can_enter_a_later_training(encoder: Encoder) -> None:
-    features = encoder(random_frames(128, 128, 3))
-    for each in vars(features).values():
-        assert not each.requires_grad
-        assert not each.is_inference()
-        nn.Linear(each.shape[-1], 1)(each).sum().backward()
+    for changes in ({}, {"fusion": "sum"}, {"fusion": "project", "width": 7}):
+        features = wrap(encoder, **changes)(random_frames(128, 192, 3))
+        for each in vars(features).values():
+            assert not each.requires_grad
+            assert not each.is_inference()
+            nn.Linear(each.shape[-1], 1)(each).sum().backward()
 
 
 def test_autocast_around_it_changes_no_bit(encoder: Encoder) -> None:
@@ -309,12 +258,31 @@ def test_autocast_around_it_changes_no_bit(encoder: Encoder) -> None:
     assert torch.equal(inside.map, encoder(frames).map)
 
 
-def test_it_survives_copy_and_pickle(encoder: Encoder) -> None:
+def test_a_lower_precision_is_close_and_gives_float32(encoder: Encoder) -> None:
     frames = random_frames(128, 128, 3)
+    features, exact = wrap(encoder, precision="bf16")(frames), encoder(frames)
+    assert features.map.dtype == torch.float32
+    assert 1e-3 < (features.map - exact.map).abs().max() < 0.2
+    assert torch.equal(encoder(frames).map, exact.map)
+
+
+def test_it_survives_copy_and_pickle(encoder: Encoder) -> None:
+    frames = random_frames(128, 192, 3)
+    expected = encoder(frames)
     for twin in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
-        assert torch.equal(twin(frames).map, encoder(frames).map)
+        assert torch.equal(twin(frames).map, expected.map)
         assert twin.fingerprint == encoder.fingerprint
         assert not twin.train().training
+
+
+def test_other_weights_and_types_give_other_features_at_once() -> None:
+    one, two = small_encoder(), small_encoder(seed=1)
+    frames = random_frames(2, 64, 96, 3)
+    assert not torch.allclose(one(frames).map, two(frames).map, atol=0.1)
+    one.load_state_dict(two.state_dict())
+    close(one(frames), two(frames))
+    assert not torch.equal(one.half()(frames).map, two(frames).map)
+    assert one(frames).map.dtype == torch.float32
 
 
 # -- fingerprint -----------------------------------------------------------------------------------------------------
@@ -335,21 +303,33 @@ def test_the_fingerprint_is_stable_and_hex(encoder: Encoder) -> None:
     assert same.fingerprint == encoder.fingerprint == encoder.fingerprint
     assert len(bytes.fromhex(encoder.fingerprint)) == 32
     encoder.train().requires_grad_()
-    encoder(random_frames(128, 128, 3))
+    encoder(random_frames(128, 160, 3))
     assert wrap(encoder).fingerprint == same.fingerprint
+
+
+def test_the_fingerprint_is_of_numbers_not_of_how_they_were_asked_for(encoder: Encoder) -> None:
+    for changes in (
+        {"engine": "onnxruntime"}, {"engine": "inductor"}, {"sizes": (128, 256)}, {"tile": 128}, {"grid": 0},
+        {"grid": "-2"}, {"seed": 9}, {"checkpoint": "x"},
+    ):  # fmt: skip
+        assert wrap(encoder, **changes).fingerprint == encoder.fingerprint
 
 
 def test_the_fingerprint_changes_with_all_that_makes_features(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    projected: dict[str, Any] = {"fusion": "project", "width": 8}
     prints = [
         encoder.fingerprint,
-        wrap(encoder, scales=(1,)).fingerprint,
-        wrap(encoder, scales=(1, 3)).fingerprint,
-        wrap(encoder, grid="finest").fingerprint,
         load_encoder(random_weights=True, seed=1, device="cpu").fingerprint,
         copy.deepcopy(encoder).half().fingerprint,
     ]
+    settings: tuple[dict[str, Any], ...] = (
+        {"scales": (1,)}, {"scales": (1, 3)}, {"sizes": (64, 256)}, {"tile": 64}, {"grid": "finest"}, {"fit": "crop"},
+        {"fit": "pad"}, {"fusion": "sum"}, projected, {**projected, "width": 9}, {**projected, "seed": 1},
+        {"precision": "bf16"}, {"precision": "fp16"}, {"precision": "int8"},
+    )  # fmt: skip
+    prints += [wrap(encoder, **changes).fingerprint for changes in settings]
     for change in ({"mean": (0.5, 0.5, 0.5)}, {"heads": 6}, {"interpolation": "bicubic"}, {"antialias": False}):
         contract = dataclasses.replace(encoder.contract, **change)
         prints.append(Encoder(FrozenViT(encoder.backbone.model, "s2robot-tiny", contract), encoder.config).fingerprint)
@@ -367,11 +347,11 @@ def test_loading_other_weights_renews_the_fingerprint(encoder: Encoder) -> None:
     assert twin.fingerprint != encoder.fingerprint
 
 
-def test_out_of_memory_names_batch_and_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_names_batch_and_sizes() -> None:
     def full(images: Tensor) -> Tensor:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(S2RobotError, match=r"6 x 2 frames at scales \(1.0, 2.0\): 60 tiles of 16 px.*frames\[:3\]"):
+    with pytest.raises(S2RobotError, match=r"6 x 2 frames at sizes \(16, 32\) px: 60 tiles of 16 px.*frames\[:3\]"):
         eye(see=full)(random_frames(6, 2, 32, 32, 3))
 
 
@@ -379,7 +359,7 @@ def test_out_of_memory_names_batch_and_scales(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_config_builds_what_load_encoder_loads(encoder: Encoder) -> None:
-    config = EncoderConfig(random_weights=True)
+    config = EncoderConfig(random_weights=True, engine="torch")
     assert config.scales == (1.0, 2.0)
     assert config.build("cpu").fingerprint == encoder.fingerprint
     assert encoder.config == config

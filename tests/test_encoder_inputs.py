@@ -1,22 +1,72 @@
-"""The encoder and what it does not take: every mistake is named, with what to do instead."""
+"""The encoder's settings and frames: what arrives, and every mistake named, with what to do instead."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from small_encoders import random_frames, small_encoder, small_vit
 
-from s2robot.encoder import check_frames, load_encoder
-from s2robot.errors import InvalidInput
+from s2robot import config as configuration
+from s2robot.encoder import Encoder, EncoderConfig, load_encoder
+from s2robot.errors import InvalidInput, UnknownName
 
-Frames = NDArray[np.uint8]
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load_encoder(random_weights=True, engine="torch", device="cpu")
 
 
-def random_frames(*shape: int) -> Frames:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+# -- what arrives ----------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_arrives_in_the_config() -> None:
+    asked: dict[str, Any] = {
+        "name": "s2robot-tiny", "scales": (1.0, 3.0), "sizes": (64, 192), "tile": 64, "grid": "1", "fusion": "project",
+        "width": 5, "fit": "pad", "random_weights": True, "seed": 3, "engine": "torch", "precision": "bf16",
+    }  # fmt: skip
+    assert load_encoder(**{**asked, "grid": 1}, device="cpu").config == EncoderConfig(**asked)
+    assert {**asked, "checkpoint": None}.keys() == {field.name for field in dataclasses.fields(EncoderConfig)}
+    assert load_encoder(random_weights=True, compile=True, device="cpu").config.engine == "inductor"
+
+
+def test_files_and_the_command_line_set_them_too(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("scales: [1, 1.5]\ngrid: 1\nfusion: project\nwidth: 8\n")
+    words = ["--sizes", "224,448", "--tile=112", "--fit", "pad"]
+    expected = EncoderConfig(
+        scales=(1, 1.5), grid="1", fusion="project", width=8, sizes=(224, 448), tile=112, fit="pad"
+    )
+    assert configuration.load(EncoderConfig, str(tmp_path / "e.yaml"), words) == expected
+
+
+def test_it_says_who_computes(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "s2robot"):
+        encoder = load_encoder(random_weights=True, engine="torch", device="cpu")
+    told = f"torch fp32 on cpu, {torch.get_num_threads()} threads"
+    assert str(encoder.engine) == told
+    assert f"s2robot-tiny: {told}" in caplog.text
+
+
+def test_scales_are_named_by_what_was_asked_for() -> None:
+    assert EncoderConfig(scales=(1, 1.5)).scale_names == ("scale 1", "scale 1.5")
+    assert EncoderConfig(sizes=(224, 448)).scale_names == ("224 px", "448 px")
+    assert EncoderConfig(scales=(1, 2, 3)).groups == 3
+    assert EncoderConfig(scales=(1, 2, 3), fusion="sum").groups == 1
+    assert Encoder(small_vit(), EncoderConfig(fusion="sum")).channels == 16
+
+
+def test_scales_need_not_be_whole() -> None:
+    assert small_encoder(scales=(0.5, 1, 1.5)).sizes == (16, 32, 48)
+    assert small_encoder(sizes=(24, 48)).sizes == (24, 48)
+
+
+# -- what does not ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -35,33 +85,67 @@ def random_frames(*shape: int) -> Frames:
         (np.zeros((2, 32, 32), np.uint8), "without a colour axis"),
         (np.zeros((0, 32, 32, 3), np.uint8), "an empty batch"),
         (np.zeros((2, 0, 32, 32, 3), np.uint8), "an empty batch"),
-        (np.zeros((48, 64, 3), np.uint8), r"48 rows by 64 columns.*frames\[..., :, 8:56, :\]"),
-        (np.zeros((2, 64, 48, 3), np.uint8), r"64 rows by 48 columns.*frames\[..., 8:56, :, :\]"),
+        (np.zeros((2, 0, 32, 3), np.uint8), "an empty batch"),
     ],
 )
-def test_wrong_frames_are_named(frames: Any, message: str) -> None:
+def test_wrong_frames_are_named(encoder: Encoder, frames: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        load_encoder(random_weights=True, device="cpu")(frames)
-
-
-def test_the_crop_it_proposes_is_taken() -> None:
-    assert check_frames(random_frames(2, 48, 64, 3)[..., :, 8:56, :]).shape == (2, 1, 48, 48, 3)
+        encoder(frames)
+    with pytest.raises(InvalidInput, match=message):
+        encoder.stream("wrist")(frames)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scales": ()}, "whole multiples"),
-        ({"scales": (0.5, 1)}, "whole multiples"),
-        ({"scales": (1, 1.5)}, "whole multiples"),
+        ({"scales": ()}, r"Neither scales nor sizes was given. Try scales=\(1, 2\)"),
+        ({"scales": (0, 1)}, "scales are .*expected positive numbers"),
+        ({"scales": (float("inf"),)}, "expected positive numbers"),
+        ({"scales": (1, 1.01)}, r"Scale 1.01 of 128 px is 129.28 px; expected whole pixels. Try sizes="),
+        ({"scales": (1, 1.125)}, "144 px does not divide .* 128 px and whole patches of 16. Near it: 128, 160 px"),
         ({"scales": (2, 1)}, r"coarse first: \[1.0, 2.0\]"),
         ({"scales": (1, 1)}, "each once"),
-        ({"grid": "fine"}, "Known: base, finest"),
+        ({"sizes": (128, 200)}, "A size of 200 px does not divide .* at most 128 px.* Near it: 192, 224 px"),
+        ({"sizes": (128.5,)}, "sizes are .*expected whole positive numbers"),
+        ({"sizes": (-128,)}, "expected whole positive numbers"),
+        ({"sizes": (256, 128)}, r"coarse first: \[128, 256\]"),
+        ({"tile": 8}, "A tile of at most 8 px holds no patch of 16 px"),
+        ({"tile": 0}, "A tile of at most 0 px holds no patch"),
+        ({"tile": -64}, "A tile of at most -64 px holds no patch"),
+        ({"grid": "fine"}, "Known: base, finest, or 0 to 1"),
+        ({"grid": 2}, "Unknown grid '2'. Known: base, finest, or 0 to 1"),
+        ({"grid": -3}, "Unknown grid '-3'"),
+        ({"fusion": "mean"}, "Unknown fusion 'mean'. Known: concat, sum, project"),
+        ({"fusion": "project"}, "width=None with fusion='project': 'project' takes a width"),
+        ({"fusion": "project", "width": 0}, "width=0 with fusion='project'"),
+        ({"width": 64}, "width=64 with fusion='concat'"),
+        ({"fit": "stretch"}, "Unknown fit 'stretch'. Known: whole, crop, pad"),
         ({"device": "gpu"}, "Unknown device 'gpu'"),
         ({"device": "cuda:99"}, "'cuda:99' is not here"),
         ({"checkpoint": "x.pth", "random_weights": True}, "leave one out"),
+        ({"compile": True, "engine": "openvino"}, "Both compile=True and engine='openvino' were given"),
     ],
+    ids=str,
 )
 def test_wrong_settings_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        load_encoder(**arguments)
+        load_encoder(**{"engine": "torch", "device": "cpu", **arguments})
+
+
+def test_wrong_names_are_said_before_any_weights_are_read() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'openvino'"):
+        load_encoder(engine="openvina", checkpoint="nowhere.pth", device="cpu")
+    with pytest.raises(UnknownName, match="Did you mean 'int8'"):
+        load_encoder(precision="int", checkpoint="nowhere.pth", device="cpu")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_of_fp32_refuse_other_weights(engine: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(f"Engine '{engine}' takes fp32 weights, not torch.float16")):
+        small_encoder(engine=engine).half()(random_frames(64, 64, 3))
+
+
+def test_auto_takes_any_weights() -> None:
+    encoder = small_encoder(engine="auto").bfloat16()
+    assert encoder(random_frames(64, 64, 3)).map.dtype == torch.float32
+    assert encoder.engine.name == "torch"
