@@ -268,11 +268,7 @@ class Encoder(Frozen):
     def engine(self) -> engines.Engine:
         """Who computes: what `config.engine` and `config.precision` come to on this device."""
         if self._engine is None:
-            name, full = self.config.engine, self.dtype == torch.float32
-            if not full and name in ("onnxruntime", "openvino"):
-                raise InvalidInput(f"Engine {name!r} takes fp32 weights, not {self.dtype}. Try engine='torch'")
-            name = "torch" if name == "auto" and not full else name
-            self._engine = engines.pick(name, self.config.precision, self.device)
+            self._engine = engines.pick(self.config.engine, self.config.precision, self.device, self.dtype)
         return self._engine
 
     @property

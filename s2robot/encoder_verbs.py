@@ -1,4 +1,4 @@
-"""The verbs about the encoder alone: `s2robot bench`, `s2robot export`. No simulator, no policy."""
+"""The verbs about the encoder alone: `s2robot bench`, `s2robot export`. Only `bench stream` needs a simulator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import command, files, progress
+from s2robot import command, files, progress, registry
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput
 
@@ -20,15 +20,29 @@ _SHORT |= {"precision": "encoder.precision", "grid": "encoder.grid", "checkpoint
 
 
 def do_bench(argv: Sequence[str]) -> int:
+    kinds = {"encoder": _bench_encoder, "stream": _bench_stream}
+    if argv and argv[0] in kinds:
+        return kinds[argv[0]](argv[1:])
+    parser = command.parser(
+        "bench",
+        "Time an encoder (encoder), or what reuse of unchanged tiles saves on a task's frames (stream).",
+        "s2robot bench encoder --help",
+        "--encoder.grid finest",
+    )
+    parser.add_argument("what", choices=sorted(kinds), help="what to time")
+    parser.parse_known_args(list(argv))
+    return 2
+
+
+def _bench_encoder(argv: Sequence[str]) -> int:
     from s2robot.bench import BenchConfig, bench_encoders
 
     parser = command.parser(
-        "bench",
+        "bench encoder",
         "Latency, rate, cost and share of the machine's peak, end to end. Keep the machine quiet meanwhile.",
         "s2robot bench encoder --encoder s2robot-tiny,vit-small --scales 1,2 --baseline",
         "--encoder.grid finest",
     )
-    parser.add_argument("what", choices=["encoder"], help="what to time")
     parser.add_argument("--encoder", default=None, help="one name or several, a,b (default: s2robot-tiny)")
     parser.add_argument("--baseline", action="store_true", help="also the plain definition, and how many times faster")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -50,6 +64,41 @@ def do_bench(argv: Sequence[str]) -> int:
         f"{result['machine']['cpu']}, {result['machine']['cores']} cores; its matrix products reach {peak:.0f} GFLOP/s",
         highlight=False,
     )
+    return 0
+
+
+def _bench_stream(argv: Sequence[str]) -> int:
+    from s2robot.bench_stream import StreamBenchConfig, bench_stream
+
+    parser = command.parser(
+        "bench stream",
+        "Film a task's expert; encode the frames with and without reuse of unchanged tiles, camera by camera.",
+        "s2robot bench stream Lift --scales 1,2,3",
+        "--encoder.grid finest",
+    )
+    parser.add_argument("task", nargs="?", default="Lift", help="a task; see: s2robot list tasks (default Lift)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    command.shorthands(parser, **_SHORT, episodes="episodes", tolerance="tolerance", noise="noise")
+    options, rest = parser.parse_known_args(list(argv))
+    words = ["--task", options.task, *command.overrides(options, rest)]
+    config = configuration.load(StreamBenchConfig, None, words)
+    registry.get_task(config.task)
+    console = Console(stderr=options.json)
+    with progress.bar("bench", console) as told:
+        result = bench_stream(config, told)
+    if options.json:
+        print(json.dumps(files.plain(result), indent=2))
+        return 0
+    table = _table(["camera", "frames", "live: reused", "Hz", "times plain", "recorded: reused", "Hz", "times plain"])
+    for row in result["rows"]:
+        cells = [row["camera"], str(row["frames"])]
+        for kind in ("live", "recorded"):
+            shares = (f"{100 * row[f'{kind}_reused']:.0f} %", f"{row[f'{kind}_hz']:.1f}", f"{row[f'{kind}_ratio']:.2f}")
+            cells += shares
+        table.add_row(*cells)
+    console.print(table)
+    worst = max(row["difference"] for row in result["rows"])
+    console.print(f"{result['engine']}; live features differ by at most {worst:.1e}", highlight=False)
     return 0
 
 

@@ -57,14 +57,14 @@ class Engine:
         return runner
 
 
-def pick(engine: str, precision: str, device: torch.device) -> Engine:
+def pick(engine: str, precision: str, device: torch.device, weights: torch.dtype = torch.float32) -> Engine:
     """Resolve "auto", and refuse what cannot work.
 
     "auto" is torch on CUDA; on a CPU it is ONNX Runtime where the extra `export` is installed, else torch.
 
     Raises:
         UnknownName: no such engine or precision.
-        InvalidInput: not on this device, or not at this precision.
+        InvalidInput: not on this device, not at this precision, or not with weights of this type.
         MissingExtra: its packages are not installed.
     """
     if engine not in ENGINES:
@@ -73,14 +73,16 @@ def pick(engine: str, precision: str, device: torch.device) -> Engine:
         raise UnknownName("precision", precision, PRECISIONS)
     if engine == "auto":
         there = all(find_spec(package) for package in _NEEDS["onnxruntime"])
-        integer = precision == "int8"
-        engine = "onnxruntime" if device.type == "cpu" and (integer or (there and precision == "fp32")) else "torch"
+        fits = precision == "int8" or (there and precision == "fp32" and weights == torch.float32)
+        engine = "onnxruntime" if device.type == "cpu" and fits else "torch"
     if engine in _NEEDS and device.type != "cpu":
         raise InvalidInput(f"Engine {engine!r} runs on the CPU, not on {device}. There: engine='torch' or 'inductor'")
     if precision == "int8" and engine != "onnxruntime":
         raise InvalidInput(f"Engine {engine!r} has no int8. Try engine='onnxruntime' on the CPU, or precision='fp16'")
     if precision in ("bf16", "fp16") and engine in _NEEDS:
         raise InvalidInput(f"Engine {engine!r} computes in fp32 or int8, not {precision}")
+    if engine in _NEEDS and weights != torch.float32:
+        raise InvalidInput(f"Engine {engine!r} takes fp32 weights, not {weights}. Try engine='torch'")
     for package in _NEEDS.get(engine, ()):
         require(package, extra=_EXTRA[engine], purpose=f"Engine {engine!r}")
     return Engine(engine, precision, device)
