@@ -43,9 +43,9 @@ def policy_module(kind: str) -> Any:
     return importlib.import_module(POLICIES[kind])
 
 
-def load_policy(folder: str | Path) -> Policy:
-    """Load a trained policy from its run folder."""
-    return importlib.import_module("s2robot.training").load_policy(folder)  # type: ignore[no-any-return]
+def load_policy(folder: str | Path, **options: Any) -> Policy:
+    """Load a trained policy from its run folder; see `s2robot.training.load_policy` for the options."""
+    return importlib.import_module("s2robot.training").load_policy(folder, **options)  # type: ignore[no-any-return]
 
 
 def get_task(name: str) -> TaskSpec:

@@ -47,6 +47,8 @@ class EvalConfig:
     seed: int = EVALUATION_SEED  # of the first episode; the others follow
     fidelity: str = "exact"
     workers: int = 0  # processes; 0 takes every core
+    engine: str = "auto"  # who computes the features, see `s2robot.engines`
+    precision: str | None = None  # default: what the policy was trained on
 
 
 def rollout(
@@ -103,7 +105,7 @@ def evaluate(
     seeds = range(config.seed, config.seed + config.episodes)
     results = {r.seed: r for r in read_results(log) if r.seed in seeds}
     todo = [seed for seed in seeds if seed not in results]
-    make = partial(_make, policy_folder, description, config.fidelity)
+    make = partial(_make, policy_folder, description, config)
     with files.JsonLines(log, durable=True) as lines:
         answers = workers.work(make, _run, todo, min(config.workers or workers.cores(), max(1, len(todo))))
         try:
@@ -132,8 +134,9 @@ def make_env_for(description: dict[str, Any], fidelity: str) -> RobosuiteEnv:
     )
 
 
-def _make(folder: Path, description: dict[str, Any], fidelity: str) -> tuple[Policy, RobosuiteEnv]:
-    return registry.load_policy(folder), make_env_for(description, fidelity)
+def _make(folder: Path, description: dict[str, Any], config: EvalConfig) -> tuple[Policy, RobosuiteEnv]:
+    policy = registry.load_policy(folder, engine=config.engine, precision=config.precision)
+    return policy, make_env_for(description, config.fidelity)
 
 
 def _run(tool: tuple[Policy, RobosuiteEnv], seed: int) -> EpisodeResult:

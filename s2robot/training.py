@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from s2robot import files, registry
 from s2robot.datasets import DemoDataset
-from s2robot.encoder import EncoderConfig
+from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
 from s2robot.store import FeatureStore
 from s2robot.types import Policy
@@ -97,8 +97,13 @@ def train(
     return out
 
 
-def load_policy(folder: str | Path, device: str | None = None) -> Policy:
+def load_policy(
+    folder: str | Path, device: str | None = None, *, engine: str = "auto", precision: str | None = None
+) -> Policy:
     """Load a trained policy: `folder` is what `train` returned, or a run folder that holds it as `policy/`.
+
+    Args:
+        engine, precision: who computes its features, see `s2robot.engines`; default: the precision it was trained on.
 
     Raises:
         InvalidInput: there is no policy there.
@@ -114,16 +119,18 @@ def load_policy(folder: str | Path, device: str | None = None) -> Policy:
     try:
         weights = load_file(folder / "policy.safetensors")
         module = registry.policy_module(description["kind"])
-        encoder = EncoderConfig(**{**description["encoder"], "scales": tuple(description["encoder"]["scales"])}).build(
-            device
-        )
+        known = EncoderConfig(**{**description["encoder"], "engine": "auto"})
+        encoder = known.build(device)
         if encoder.fingerprint != description["encoder_fingerprint"]:
             raise CheckpointMismatch(
                 f"The policy in {folder} was trained on features of {description['encoder']['name']} with fingerprint"
                 f" {description['encoder_fingerprint'][:12]}, but that encoder is now {encoder.fingerprint[:12]}."
                 " Train it again on the new features, or give it the encoder weights it knew"
             )
-        return module.restore(description, encoder, weights)  # type: ignore[no-any-return]
+        chosen = Encoder(
+            encoder.backbone, dataclasses.replace(known, engine=engine, precision=precision or known.precision)
+        )
+        return module.restore(description, chosen.to(encoder.device), weights)  # type: ignore[no-any-return]
     except S2RobotError:
         raise
     except Exception as error:  # safetensors, json keys, state dict: all mean the same to the reader

@@ -156,13 +156,14 @@ def do_eval(argv: Sequence[str]) -> int:
     if not (folder / "policy.json").exists():
         raise InvalidInput(f"No policy in {folder}. Train one: s2robot train --help")
     console = Console(stderr=options.json)
-    log = Path(options.run) / f"episodes-{config.fidelity}.jsonl"
+    kind = f"{config.fidelity}-{config.precision}" if config.precision else config.fidelity
+    log = Path(options.run) / f"episodes-{kind}.jsonl"
     with progress.bar("evaluate", console) as report:
         results = evaluate(folder, config, log, report)
     wins = sum(r.success for r in results)
     low, high = statistics.wilson(wins, len(results))
     result = {"success_rate": wins / len(results), "successes": wins, "episodes": len(results), "interval": [low, high]}
-    result |= {"seed": config.seed, "fidelity": config.fidelity, "log": str(log)}
+    result |= {"seed": config.seed, "fidelity": config.fidelity, "precision": config.precision, "log": str(log)}
     if options.json:
         print(json.dumps(result))
     else:

@@ -156,6 +156,15 @@ def test_training_leaves_the_encoder_as_it_was(trained: tuple[Path, Path]) -> No
     assert policy.encoder.fingerprint == before.fingerprint
 
 
+def test_a_policy_acts_on_int8_features_much_as_on_its_own(trained: tuple[Path, Path]) -> None:
+    pytest.importorskip("onnxruntime")
+    observation = {FRAMES: episode(0).frames[0], PROPRIOCEPTION: episode(0).proprioception[0]}
+    usual, integer = load_policy(trained[0]), load_policy(trained[0], precision="int8")
+    assert (usual.encoder.config.precision, integer.encoder.config.precision) == ("fp32", "int8")
+    difference = np.abs(integer.act(observation) - usual.act(observation)).max()
+    assert 0 < difference < 0.2  # not the same numbers, so it was used; near enough to be the same action
+
+
 def test_a_policy_refuses_an_encoder_it_was_not_trained_on(trained: tuple[Path, Path], tmp_path: Path) -> None:
     folder = copied(trained[0], tmp_path)
     description = files.read_json(folder / "policy.json")
