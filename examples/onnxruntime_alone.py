@@ -1,7 +1,7 @@
 """Run an exported encoder with nothing but onnxruntime and numpy: no torch, no timm, no s2robot.
 
-    s2robot export s2robot-tiny --to onnx --frame 240x320 --out s2robot-tiny.onnx
-    python examples/onnxruntime_alone.py s2robot-tiny.onnx
+s2robot export s2robot-tiny --to onnx --frame 240x320 --out s2robot-tiny.onnx
+python examples/onnxruntime_alone.py s2robot-tiny.onnx
 """
 
 import json
