@@ -127,10 +127,15 @@ def time_in_turn(
     device: torch.device,
     told: Callable[[str], None] = lambda note: None,
 ) -> dict[str, list[float]]:
-    """Seconds of every job, `runs` times each, one after another in turn; waits for the device to finish."""
+    """Seconds of every job, `runs` times each, one after another in turn; waits for the device to finish.
+
+    In its turn a job runs twice and the second run counts: a control loop calls one encoder again and again, so it
+    finds its weights in the caches and its threads awake, and not what another job left behind.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for k in range(-warmup, runs):
         for name, job in jobs.items():
+            job()
             _wait(device)
             start = time.perf_counter()
             job()
