@@ -79,7 +79,7 @@ def ascending(name: str, values: Iterable[float], kind: type[float]) -> tuple[fl
 
 
 def sizes_of(scales: Sequence[float], base: int) -> tuple[int, ...]:
-    """Image sizes of multiples of a base [pixels]; whole, but for what floats make of 1.1 * 160."""
+    """Image sizes of multiples of a base [pixels]; whole, but for what floats make of 9 / 7 * 336."""
     for scale in scales:
         if not math.isclose(scale * base, max(1, round(scale * base)), rel_tol=1e-6):
             raise InvalidInput(

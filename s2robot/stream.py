@@ -122,7 +122,7 @@ class Stream:
         for k, (prefix, grid) in zip(scales, answers, strict=True):
             rows = changed[k]
             # Never in place: features already handed out may be views of these.
-            seen[k] = seen[k].index_copy(0, rows, tiles[k][rows])
+            seen[k] = seen[k].index_copy(0, rows, tiles[k][rows]) if self.tolerance else tiles[k]  # the same, if exact
             kept[k] = (kept[k][0].index_copy(0, rows, prefix), kept[k][1].index_copy(0, rows, grid))
         self._seen, self._answers = seen, kept  # together: whatever raises above leaves no tile with another's answer
         return sum(len(rows) for rows in changed)
