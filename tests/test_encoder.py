@@ -191,11 +191,11 @@ def test_the_order_of_colours_matters(encoder: Encoder) -> None:
 
 def test_the_projection_is_drawn_from_its_seed_and_keeps_lengths() -> None:
     frames = random_frames(4, 64, 64, 3)
-    one, same, other = (small_encoder(fusion="project", width=400, seed=seed)(frames) for seed in (3, 3, 4))
+    encoder = small_encoder()
+    one, same, other = (wrap(encoder, fusion="project", width=400, seed=seed)(frames) for seed in (3, 3, 4))
     assert torch.equal(one.map, same.map)
     assert not torch.allclose(one.map, other.map)
-    concatenated = small_encoder()(frames)
-    ratio = (one.tokens.norm(dim=-1) / concatenated.tokens.norm(dim=-1)).mean()
+    ratio = (one.tokens.norm(dim=-1) / encoder(frames).tokens.norm(dim=-1)).mean()
     assert 0.9 < ratio < 1.1
 
 
@@ -253,9 +253,10 @@ def test_features_can_enter_a_later_training(encoder: Encoder) -> None:
 
 def test_autocast_around_it_changes_no_bit(encoder: Encoder) -> None:
     frames = random_frames(128, 128, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = encoder(frames)
-    assert torch.equal(inside.map, encoder(frames).map)
+    for each in (encoder, wrap(encoder, fusion="project", width=50)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside, streamed = each(frames), each.stream("front")(frames)
+        assert torch.equal(inside.map, each(frames).map) and torch.equal(inside.map, streamed.map)
 
 
 def test_a_lower_precision_is_close_and_gives_float32(encoder: Encoder) -> None:

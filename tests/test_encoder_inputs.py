@@ -149,3 +149,5 @@ def test_auto_takes_any_weights() -> None:
     encoder = small_encoder(engine="auto").bfloat16()
     assert encoder(random_frames(64, 64, 3)).map.dtype == torch.float32
     assert encoder.engine.name == "torch"
+    with pytest.raises(InvalidInput, match=r"'onnxruntime' takes fp32 weights, not torch.bfloat16"):
+        small_encoder(engine="auto", precision="int8").bfloat16()(random_frames(64, 64, 3))

@@ -82,9 +82,10 @@ def test_features_are_torchs(engine: str, case: str) -> None:
 
 
 @each_engine
-def test_threads_get_the_features_of_their_own_frames(engine: str) -> None:
+def test_threads_get_the_features_of_their_own_frames(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     require(engine)
-    encoder = small_encoder(engine=engine)
+    encoder, maker, made_for = small_encoder(engine=engine), engines._MAKERS[engine], []
+    monkeypatch.setitem(engines._MAKERS, engine, lambda *what: made_for.append(what) or maker(*what))
     frames = [random_frames(1 + k % 3, 64, 64, 3, seed=k) for k in range(6)]
     expected = [wrap(encoder, engine="torch")(each) for each in frames]
     raised: list[BaseException] = []
@@ -102,7 +103,7 @@ def test_threads_get_the_features_of_their_own_frames(engine: str) -> None:
     for thread in threads:
         thread.join()
     assert not raised, raised
-    assert len(encoder._runners) == 1  # made once, by the first
+    assert len(made_for) == len(encoder._runners) == 1  # by whoever came first
 
 
 @functools.cache
@@ -121,12 +122,26 @@ def test_runners_stay_in_their_process_and_with_their_weights(engine: str) -> No
     assert not twin._runners
     close(twin(frames), expected)
     other = small_encoder(seed=1)
-    twin.to(memory_format=torch.channels_last)  # its convolution's weights in another order
     twin.load_state_dict(other.state_dict())
     assert not twin._runners
     close(twin(frames), other(frames))
     assert not torch.allclose(twin(frames).map, expected.map, atol=0.1)
     close(encoder(frames), expected)
+    twin.to(memory_format=torch.channels_last)  # its convolution's weights in another order
+    assert not twin._runners
+    if engine == "onnxruntime":  # which is given the weights as they lie in memory
+        close(twin(frames), other(frames))
+
+
+@each_engine
+def test_streams_keep_the_answers_they_had(engine: str) -> None:
+    encoder, frame = made(engine), random_frames(64, 64, 3)
+    stream, plain = encoder.stream("front"), wrap(encoder, engine="torch")
+    for step in range(4):
+        frame[8 * step, :32] = 255
+        encoder(255 - frame)  # meanwhile the engine works for others
+        close(stream(frame), plain(frame))
+    assert stream.statistics().reused == pytest.approx(9 / 20)  # two tiles a step
 
 
 @each_engine
@@ -173,6 +188,10 @@ def too_few(prefix: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     return prefix, grid[..., :1, :1].mean(dim=0, keepdim=True)
 
 
+def with_an_axis_too_many(prefix: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    return prefix, grid[None]
+
+
 def broken_grid(prefix: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     return prefix, torch.full_like(grid, torch.nan)
 
@@ -187,7 +206,9 @@ def off_in_one_number(prefix: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     return prefix, grid
 
 
-@pytest.mark.parametrize("wrong", [off, shuffled, too_few, broken_grid, broken_prefix, off_in_one_number])
+@pytest.mark.parametrize(
+    "wrong", [off, shuffled, too_few, with_an_axis_too_many, broken_grid, broken_prefix, off_in_one_number]
+)
 def test_a_runner_that_gives_other_numbers_is_refused(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     require("onnxruntime")
 

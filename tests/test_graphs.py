@@ -125,15 +125,16 @@ def test_another_architecture_is_another_file() -> None:
     backbone = small_vit()
     other_norm = small_vit()
     other_norm.model.norm.eps = 1e-3
-    other_activation = small_vit()
-    other_activation.model.blocks[0].mlp.act = torch.nn.ReLU()
+    activated = [small_vit(), small_vit()]
+    for each, activation in zip(activated, (torch.nn.Tanh(), torch.nn.Sigmoid()), strict=True):
+        each.model.blocks[0].mlp.act = activation
     with_constant = small_vit()
     with_constant.model.register_buffer("angles", torch.ones(3), persistent=False)
     another_constant = small_vit()
     another_constant.model.register_buffer("angles", torch.zeros(3), persistent=False)
     different = [
         backbone, backbone.at((32, 48)), backbone.at((48, 32)), small_vit("registers"), small_vit(heads=4),
-        vit_of(scale=0.5), other_norm, other_activation, with_constant, another_constant,
+        vit_of(scale=0.5), other_norm, *activated, with_constant, another_constant,
     ]  # fmt: skip
     keys = [graphs._key(each) for each in different]
     assert len(set(keys)) == len(keys)

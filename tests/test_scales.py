@@ -178,7 +178,8 @@ def test_an_unknown_fit_is_named() -> None:
 def test_scales_are_multiples_of_whole_pixels() -> None:
     assert sizes_of((1.0, 2.0), 224) == (224, 448)
     assert sizes_of((0.5, 1.5), 128) == (64, 192)
-    assert sizes_of((1.1, 1.2, 1.3), 160) == (176, 192, 208)  # 1.1 * 160 is 176.00000000000003
+    assert sizes_of((9 / 7, 18 / 7), 336) == (432, 864)  # 9 / 7 * 336 is 432.00000000000006
+    assert sizes_of((1.285714,), 336) == (432,)
     assert sizes_of((256 / 224,), 224) == (256,)
     for scale in (1.01, 0.001, 1e-9):
         with pytest.raises(InvalidInput, match=f"Scale {scale:g} of 128 px is {scale * 128:g} px; expected whole"):

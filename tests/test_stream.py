@@ -219,6 +219,26 @@ def test_a_failure_leaves_no_tile_with_anothers_answer(
         close(stream(frame), encoder(frame))
 
 
+@pytest.mark.parametrize("done", [2, 4])  # the new pixels of one scale are in place, and its answers are not
+def test_a_failure_halfway_leaves_none_either(encoder: Encoder, done: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, frames, copies = encoder.stream("front"), list(recording((64, 64), 4)), []
+
+    def fail_later(self: Tensor, *arguments: Any) -> Tensor:
+        copies.append(self)
+        if len(copies) == done:
+            raise MemoryError
+        return index_copy(self, *arguments)
+
+    index_copy = Tensor.index_copy
+    stream(frames[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "index_copy", fail_later)
+        with pytest.raises(MemoryError):
+            stream(frames[1])
+    for frame in frames[1:]:
+        close(stream(frame), encoder(frame))
+
+
 # -- tolerance -------------------------------------------------------------------------------------------------------
 
 
@@ -255,12 +275,20 @@ def test_the_tolerance_is_a_mean_difference_of_pixels(monkeypatch: pytest.Monkey
     assert fresh.statistics().reused == 0.5
 
 
-def test_slow_drift_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = small_encoder(scales=(1,))
-    stream = encoder.stream("front", tolerance=3)
+def test_slow_drift_is_not_missed() -> None:
+    stream = small_encoder(scales=(1,)).stream("front", tolerance=3)
     for value in range(100, 140):
         stream(np.full((32, 32, 3), value, dtype=np.uint8))
     assert stream.statistics().reused == pytest.approx(30 / 40)  # every fourth is encoded
+
+
+def test_nor_is_it_beside_a_tile_that_changes() -> None:
+    stream = small_encoder(scales=(2,)).stream("front", tolerance=3)
+    for value in range(100, 140):
+        frame = np.full((64, 64, 3), value, dtype=np.uint8)
+        frame[:32, :32] = random_frames(32, 32, 3, seed=value)
+        stream(frame)
+    assert stream.statistics().reused == pytest.approx(3 * 30 / 160)
 
 
 def test_the_error_it_reports_is_the_true_one(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
