@@ -55,4 +55,4 @@ build: $(READY) ## wheel and sdist in dist/, each installed and tried in a venv 
 	bash .ci/try_dist.sh $(BIN)/python dist/*.tar.gz
 
 clean: ## remove what can be made again; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -83,6 +83,7 @@ class FrozenViT(Frozen):
         # Neither is a submodule: the weights are one backbone's, and `.to()` and `state_dict()` meet them once.
         object.__setattr__(self, "_origin", origin)
         self._twins: dict[tuple[int, int], FrozenViT] = {}
+        self.generation = 0  # counts how often the weights were moved, cast or loaded anew
         self.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]
         self.freeze()
 
@@ -156,6 +157,7 @@ class FrozenViT(Frozen):
 
 def _refresh(backbone: FrozenViT, _: Any) -> None:
     """Give the twins the weights their origin has now: it was moved, cast, or loaded anew."""
+    backbone.generation += 1
     for tile, twin in backbone._twins.items():
         twin.model = backbone._model_at(tile)
 

@@ -104,7 +104,7 @@ class EncoderConfig:
         return len(self.scale_names) if self.fusion == "concat" else 1
 
     def build(self, device: str | torch.device | None = None) -> Encoder:
-        where = _device(device)
+        where = engines.find_device(device)
         engines.pick(self.engine, self.precision, where)  # a wrong one is said before weights are read
         backbone = load_backbone(
             self.name, checkpoint=self.checkpoint, random_weights=self.random_weights, seed=self.seed
@@ -174,6 +174,7 @@ class Encoder(Frozen):
     mean: Tensor  # (3, 1, 1)
     std: Tensor  # (3, 1, 1)
     projection: Tensor  # (D*S, width), or (0, 0) without one
+    _generation: int  # the backbone's, when what follows was made of it
     _fingerprint: str | None
     _engine: engines.Engine | None
     _runners: dict[tuple[Size, int], engines.Runner]  # by tile size and threads
@@ -267,6 +268,7 @@ class Encoder(Frozen):
     @property
     def engine(self) -> engines.Engine:
         """Who computes: what `config.engine` and `config.precision` come to on this device."""
+        self._follow()
         if self._engine is None:
             self._engine = engines.pick(self.config.engine, self.config.precision, self.device, self.dtype)
         return self._engine
@@ -287,6 +289,7 @@ class Encoder(Frozen):
         The same weights from another file, on another device or under another engine have the same fingerprint;
         another precision has another.
         """
+        self._follow()
         if self._fingerprint is None:
             self._fingerprint = _fingerprint(self)
         return self._fingerprint
@@ -301,6 +304,7 @@ class Encoder(Frozen):
         return stacked
 
     def _runner(self, tile: Size) -> engines.Runner:
+        self._follow()
         key, runners = (tile, threads.usual()), self._runners
         if key not in runners:
             with _making:
@@ -308,8 +312,14 @@ class Encoder(Frozen):
                     runners[key] = self.engine.runner(self.backbone.at(tile))
         return runners[key]
 
+    def _follow(self) -> None:
+        """Notice weights that changed behind our back: another encoder may share the backbone, or a caller hold it."""
+        if self._generation != self.backbone.generation:
+            self._forget()
+
     def _forget(self) -> None:
         """Drop what was derived from the weights: they have changed, or moved."""
+        self._generation = self.backbone.generation
         self._fingerprint = None
         self._engine = None
         self._runners = {}
@@ -356,21 +366,6 @@ def _out_of_memory(frames: Tensor, plan: Plan, encoder: Encoder) -> str:
         f"{plan.tiles * batch * views} tiles of {plan.scales[0].tile[0]} px in one batch. Encode fewer at once, e.g. "
         f"frames[:{max(1, batch // 2)}], or drop the largest scale, or load_encoder(..., device='cpu')"
     )
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidInput(f"Unknown device {device!r}. Try 'cpu', 'cuda' or 'cuda:1'") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InvalidInput(
-            f"Device {str(device)!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices. Try "
-            f"device='cpu', or leave it out"
-        )
-    return chosen
 
 
 def _weights_changed(encoder: Encoder, _: Any) -> None:

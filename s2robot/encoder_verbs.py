@@ -57,6 +57,7 @@ def _bench_encoder(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(files.plain(result), indent=2))
         return 0
+    console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
     for table in (_speed_table(result["rows"]), _cost_table(result["rows"])):
         console.print(table)
     peak = max(row["peak_gflops"] for row in result["rows"])

@@ -88,6 +88,22 @@ def pick(engine: str, precision: str, device: torch.device, weights: torch.dtype
     return Engine(engine, precision, device)
 
 
+def find_device(device: str | torch.device | None) -> torch.device:
+    """CUDA when there is one, else the CPU; or the one asked for, if it is here."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInput(f"Unknown device {device!r}. Try 'cpu', 'cuda' or 'cuda:1'") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InvalidInput(
+            f"Device {str(device)!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices. Try "
+            f"device='cpu', or leave it out"
+        )
+    return chosen
+
+
 def _torch_runner(backbone: FrozenViT, precision: str, device: torch.device) -> Runner:
     cast = precision in ("bf16", "fp16")
 
@@ -101,7 +117,7 @@ def _torch_runner(backbone: FrozenViT, precision: str, device: torch.device) -> 
 
 
 def _inductor_runner(backbone: FrozenViT, precision: str, device: torch.device) -> Runner:
-    """torch.compile; CUDA graphs on CUDA, constants folded on a CPU."""
+    """torch.compile; CUDA graphs on CUDA. torch keeps 8 compilations of one function, then falls back to eager."""
     eager = _torch_runner(backbone, precision, device)
     if device.type == "cuda":
         compiled: Any = torch.compile(eager, mode="reduce-overhead")
@@ -112,7 +128,7 @@ def _inductor_runner(backbone: FrozenViT, precision: str, device: torch.device) 
             return prefix.clone(), grid.clone()  # a graph's outputs are overwritten by its next run
 
         return run
-    return torch.compile(eager, options={"freezing": True})
+    return torch.compile(eager)
 
 
 def _onnxruntime_runner(backbone: FrozenViT, precision: str, device: torch.device) -> Runner:

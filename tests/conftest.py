@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+# Traced graphs are kept beside the checkout: never in the home of whoever runs the tests, and traced once for all.
+os.environ.setdefault("S2ROBOT_CACHE", str(Path(__file__).resolve().parents[1] / ".cache"))
 
 
 @pytest.fixture(scope="session")

@@ -376,3 +376,13 @@ def test_cuda_gives_the_features_of_the_cpu(encoder: Encoder) -> None:
     assert there.fingerprint == encoder.fingerprint
     frames = random_frames(2, 2, 256, 256, 3)
     torch.testing.assert_close(there(frames).map.cpu(), encoder(frames).map, atol=1e-3, rtol=0)
+
+
+def test_weights_changed_behind_its_back_are_noticed(encoder: Encoder) -> None:
+    twin, frames = copy.deepcopy(encoder), random_frames(1, 256, 256, 3)
+    other = wrap(twin, grid="finest")  # shares the backbone
+    before, runner = (twin.fingerprint, other.fingerprint), other._runner((128, 128))
+    other(frames)
+    other.backbone.load_state_dict({key: value + 0.01 for key, value in other.backbone.state_dict().items()})
+    assert twin.fingerprint != before[0] and other.fingerprint != before[1]
+    assert other._runner((128, 128)) is not runner
