@@ -1,14 +1,14 @@
 """Encode many frames offline: a tile whose very pixels were encoded before takes the answer it had.
 
-In a recording much of the table is the same from step to step. Tiles are known by a hash of their pixels, so that a
-return to an earlier view counts as well; which tiles come together in a batch then depends on what was seen before,
-so a memory is started afresh with every episode: its features depend on that episode alone.
+In a recording much of the table is the same from step to step. Tiles are looked up by a checksum and then compared
+pixel by pixel, so that a return to an earlier view counts as well, and nothing is taken for what it is not. Which tiles
+come together in a batch then depends on what was seen before, so a memory is started afresh with every episode: its
+features depend on that episode alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +21,13 @@ from s2robot.types import Features
 if TYPE_CHECKING:
     from s2robot.encoder import Encoder
 
-CAPACITY = 256e6  # bytes of answers kept; the oldest go first
+CAPACITY = 512e6  # bytes of tiles and answers kept; the oldest go first
 
 Answer = tuple[Tensor, Tensor]
 """Of one tile: prefix (K, D), grid (D, h, w)."""
+
+Name = tuple[int, int, int]
+"""Of one tile: its height and width, and a checksum of its pixels."""
 
 
 class TileMemory:
@@ -33,12 +36,12 @@ class TileMemory:
     def __init__(self, encoder: Encoder, capacity: float = CAPACITY) -> None:
         self.encoder, self.capacity = encoder, capacity
         self.tiles = self.encoded = 0
-        self._answers: dict[bytes, Answer] = {}
+        self._entries: dict[Name, _Entry] = {}
         self._bytes = 0
 
     def forget(self) -> None:
         """Start afresh; the counts stay."""
-        self._answers, self._bytes = {}, 0
+        self._entries, self._bytes = {}, 0
 
     def __call__(self, frames: NDArray[np.uint8] | Tensor) -> Features:
         encoder = self.encoder
@@ -46,42 +49,79 @@ class TileMemory:
         plan = encoder.plan((batch.shape[2], batch.shape[3]))
         with encoder.computing():
             tiles = cut_tiles(batch, plan, encoder.contract, encoder.mean, encoder.std)
-            if encoder.device.type != "cpu":  # hashing there would cost more than encoding
+            if encoder.device.type != "cpu":  # looking there would cost more than encoding
                 return encoder.assemble(encoder.run(tiles), plan, batch.shape[0], batch.shape[1])
             return encoder.assemble(self._answer(tiles), plan, batch.shape[0], batch.shape[1])
 
     def _answer(self, tiles: list[Tensor]) -> list[Answer]:
         """What `Encoder.run` gives for these tiles of every scale, by way of the memory."""
-        names = [[_digest(tile) for tile in part] for part in tiles]
-        now: dict[bytes, Answer] = {}  # all that this batch needs, safe from being dropped meanwhile
+        names = [_names(part) for part in tiles]
+        known: list[list[Answer | None]] = [
+            [self._recall(name, tile) for name, tile in zip(*pair, strict=True)]
+            for pair in zip(names, tiles, strict=True)
+        ]
         new: list[list[int]] = []  # of every scale, the first row of each tile not seen before
-        for scale in names:
-            rows = {name: row for row, name in reversed(list(enumerate(scale))) if name not in self._answers}
-            new.append(sorted(rows.values()))
-            now |= {name: self._answers[name] for name in scale if name in self._answers}
+        repeats: list[dict[int, int]] = []  # of every scale, rows that repeat one of those: row -> the first
+        for k, part in enumerate(tiles):
+            first, again = _distinct(part, names[k], [row for row, answer in enumerate(known[k]) if answer is None])
+            new.append(first)
+            repeats.append(again)
         scales = [k for k, rows in enumerate(new) if rows]
         answers = self.encoder.run([tiles[k][new[k]] for k in scales]) if scales else []
         for k, (prefix, grid) in zip(scales, answers, strict=True):
             for row, answer in zip(new[k], zip(prefix, grid, strict=True), strict=True):
-                now[names[k][row]] = self._keep(names[k][row], answer)
-        self.tiles += sum(map(len, names))
+                known[k][row] = self._keep(names[k][row], tiles[k][row], answer)
+            for row, first_row in repeats[k].items():
+                known[k][row] = known[k][first_row]
+        self.tiles += sum(map(len, tiles))
         self.encoded += sum(map(len, new))
-        return [
-            (torch.stack([now[name][0] for name in scale]), torch.stack([now[name][1] for name in scale]))
-            for scale in names
-        ]
+        whole = [[answer for answer in scale if answer is not None] for scale in known]
+        return [(torch.stack([p for p, _ in scale]), torch.stack([g for _, g in scale])) for scale in whole]
 
-    def _keep(self, name: bytes, answer: Answer) -> Answer:
-        copy = (answer[0].clone(), answer[1].clone())  # a row would hold its whole batch in memory
-        size = sum(part.nbytes for part in copy)
-        while self._answers and self._bytes + size > self.capacity:
-            self._bytes -= sum(part.nbytes for part in self._answers.pop(next(iter(self._answers))))
-        self._answers[name] = copy
-        self._bytes += size
-        return copy
+    def _recall(self, name: Name, tile: Tensor) -> Answer | None:
+        """The answer to this very tile (3, h, w), if it is known."""
+        entry = self._entries.get(name)
+        return entry.answer if entry is not None and torch.equal(entry.pixels, tile) else None
+
+    def _keep(self, name: Name, tile: Tensor, answer: Answer) -> Answer:
+        # Copies: a row would hold its whole batch in memory.
+        entry = _Entry(tile.clone(), (answer[0].clone(), answer[1].clone()))
+        self._drop(name)
+        while self._entries and self._bytes + entry.bytes > self.capacity:
+            self._drop(next(iter(self._entries)))
+        self._entries[name] = entry
+        self._bytes += entry.bytes
+        return entry.answer
+
+    def _drop(self, name: Name) -> None:
+        if name in self._entries:
+            self._bytes -= self._entries.pop(name).bytes
 
 
-def _digest(tile: Tensor) -> bytes:
-    """Of a tile's pixels and its shape, (3, h, w)."""
-    pixels = np.ascontiguousarray(tile.numpy())
-    return hashlib.blake2b(pixels.data, digest_size=16, salt=str(tuple(tile.shape[-2:])).encode()[:16]).digest()
+class _Entry(NamedTuple):
+    pixels: Tensor  # (3, h, w)
+    answer: Answer
+
+    @property
+    def bytes(self) -> int:
+        return self.pixels.nbytes + sum(part.nbytes for part in self.answer)
+
+
+def _names(tiles: Tensor) -> list[Name]:
+    """What tiles (n, 3, h, w) are looked up by. Whether two are the same, their pixels decide."""
+    checksums = tiles.contiguous().view(torch.int32).flatten(1).sum(dim=1).tolist()
+    return [(tiles.shape[-2], tiles.shape[-1], checksum) for checksum in checksums]
+
+
+def _distinct(tiles: Tensor, names: list[Name], rows: list[int]) -> tuple[list[int], dict[int, int]]:
+    """Which of these rows come first with their pixels, and which repeat an earlier one."""
+    firsts: list[int] = []
+    repeats: dict[int, int] = {}
+    by_name: dict[Name, int] = {}
+    for row in rows:
+        first = by_name.setdefault(names[row], row)
+        if first != row and torch.equal(tiles[first], tiles[row]):
+            repeats[row] = first
+        else:
+            firsts.append(row)
+    return firsts, repeats

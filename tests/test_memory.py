@@ -60,7 +60,7 @@ def test_one_changed_pixel_is_another_tile(encoder: Encoder) -> None:
 def test_what_it_may_keep_is_bounded_and_never_needed(encoder: Encoder) -> None:
     small, frames = TileMemory(encoder, capacity=1), recording(3)
     torch.testing.assert_close(small(frames).map, encoder(frames).map, atol=1e-4, rtol=0)
-    assert len(small._answers) == 1
+    assert len(small._entries) == 1
 
 
 def test_equal_pixels_of_other_shapes_are_told_apart() -> None:
