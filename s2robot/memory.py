@@ -67,16 +67,16 @@ class TileMemory:
             new.append(first)
             repeats.append(again)
         scales = [k for k, rows in enumerate(new) if rows]
-        answers = self.encoder.run([tiles[k][new[k]] for k in scales]) if scales else []
-        for k, (prefix, grid) in zip(scales, answers, strict=True):
-            for row, answer in zip(new[k], zip(prefix, grid, strict=True), strict=True):
-                known[k][row] = self._keep(names[k][row], tiles[k][row], answer)
+        unseen = {k: tiles[k] if len(new[k]) == len(tiles[k]) else tiles[k][new[k]] for k in scales}
+        answers = dict(zip(scales, self.encoder.run(list(unseen.values())) if scales else [], strict=True))
+        for k, (prefix, grid) in answers.items():
+            for row, pixels, answer in zip(new[k], unseen[k], zip(prefix, grid, strict=True), strict=True):
+                known[k][row] = self._keep(names[k][row], pixels, answer)
             for row, first_row in repeats[k].items():
                 known[k][row] = known[k][first_row]
         self.tiles += sum(map(len, tiles))
         self.encoded += sum(map(len, new))
-        whole = [[answer for answer in scale if answer is not None] for scale in known]
-        return [(torch.stack([p for p, _ in scale]), torch.stack([g for _, g in scale])) for scale in whole]
+        return [answers[k] if k in unseen and unseen[k] is part else _stacked(known[k]) for k, part in enumerate(tiles)]
 
     def _recall(self, name: Name, tile: Tensor) -> Answer | None:
         """The answer to this very tile (3, h, w), if it is known."""
@@ -84,8 +84,7 @@ class TileMemory:
         return entry.answer if entry is not None and torch.equal(entry.pixels, tile) else None
 
     def _keep(self, name: Name, tile: Tensor, answer: Answer) -> Answer:
-        # Copies: a row would hold its whole batch in memory.
-        entry = _Entry(tile.clone(), (answer[0].clone(), answer[1].clone()))
+        entry = _Entry(tile, answer)  # no copies: all rows of what was encoded together are kept, and go together
         self._drop(name)
         while self._entries and self._bytes + entry.bytes > self.capacity:
             self._drop(next(iter(self._entries)))
@@ -96,6 +95,11 @@ class TileMemory:
     def _drop(self, name: Name) -> None:
         if name in self._entries:
             self._bytes -= self._entries.pop(name).bytes
+
+
+def _stacked(answers: list[Answer | None]) -> Answer:
+    found = [answer for answer in answers if answer is not None]
+    return torch.stack([prefix for prefix, _ in found]), torch.stack([grid for _, grid in found])
 
 
 class _Entry(NamedTuple):
