@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ FUSIONS = ("concat", "sum", "project")
 # fingerprint, and must not be taken for the new ones.
 PREPROCESSING_VERSION = 2
 
+_log = logging.getLogger(__name__)
 _making = threading.Lock()  # of runners: nothing that traces or compiles a model is made for two threads at once
 
 
@@ -110,7 +111,7 @@ class EncoderConfig:
             self.name, checkpoint=self.checkpoint, random_weights=self.random_weights, seed=self.seed
         )
         encoder = Encoder(backbone, self).to(where)
-        logging.getLogger(__name__).info("%s: %s", self.name, encoder.engine)
+        _log.info("%s: %s", self.name, encoder.engine)
         return encoder
 
 
@@ -153,6 +154,8 @@ def load_encoder(  # noqa: PLR0913 - the front door: every field of EncoderConfi
     """
     if compile and engine not in ("auto", "inductor"):
         raise InvalidInput(f"Both compile=True and engine={engine!r} were given: leave one out")
+    if random_weights:
+        _log.warning("%s has random weights (random_weights=True): a baseline, not a trained encoder", name)
     config = EncoderConfig(
         name, tuple(scales), tuple(sizes), tile, str(grid), fusion, width, fit,
         None if checkpoint is None else str(checkpoint), random_weights, seed,
@@ -202,12 +205,11 @@ class Encoder(Frozen):
 
     def forward(self, frames: NDArray[np.uint8] | Tensor) -> Features:
         """Encode uint8 RGB frames: (B, V, H, W, 3), (B, H, W, 3) with V=1, or (H, W, 3) with B=V=1."""
-        batch = self.upload(check_frames(frames))  # (B, V, H, W, 3)
+        batch = check_frames(frames)  # (B, V, H, W, 3)
         plan = self.plan((batch.shape[2], batch.shape[3]))
         try:
             with self.computing():
-                tiles = cut_tiles(batch, plan, self.contract, self.mean, self.std)
-                return self.assemble(self.run(tiles), plan, batch.shape[0], batch.shape[1])
+                return self.assemble(self.run(self.cut(batch, plan)), plan, batch.shape[0], batch.shape[1])
         except torch.cuda.OutOfMemoryError as error:
             raise S2RobotError(_out_of_memory(batch, plan, self)) from error
 
@@ -226,11 +228,12 @@ class Encoder(Frozen):
         """The token grid (h, w) of the features of frames of (H, W); `grid_size` for square ones."""
         return self.plan(frame).scales[self.target].grid(self.contract.patch)
 
-    def upload(self, frames: Tensor) -> Tensor:
-        """uint8 to the device: a quarter of the bytes of floats, and without waiting where there is a GPU."""
-        if self.device.type == "cuda" and not frames.is_cuda:
-            return frames.pin_memory().to(self.device, non_blocking=True)
-        return frames.to(self.device)
+    def cut(self, frames: Tensor, plan: Plan, wanted: Sequence[Sequence[int]] | None = None) -> list[Tensor]:
+        """Checked frames to the tiles of every scale, on the device; of the `wanted` rows alone, if given."""
+        # uint8 travels: a quarter of the bytes of floats, and without waiting where there is a GPU.
+        away = self.device.type == "cuda" and not frames.is_cuda
+        there = (frames.pin_memory() if away else frames).to(self.device, non_blocking=away)
+        return cut_tiles(there, plan, self.contract, self.mean, self.std, wanted)
 
     def run(self, tiles: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The backbone over (n, 3, h, w) of every scale: prefix (n, K, D) and grid (n, D, h, w) of each."""

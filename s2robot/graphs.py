@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import tempfile
 import threading
@@ -185,6 +186,7 @@ def _settings(model: torch.nn.Module) -> list[tuple[str, str, str]]:
 def quiet() -> Iterator[None]:
     """torch.onnx and its parts warn about themselves and print their progress. One thread at a time is within."""
     with _quiet:
+        _keep_tqdm_from_semaphores()
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
@@ -193,3 +195,12 @@ def quiet() -> Iterator[None]:
                 yield
         finally:
             logging.disable(before)
+
+
+def _keep_tqdm_from_semaphores() -> None:
+    """torch's tracer makes a tqdm bar, whose lock a worker process that is told to end would leave to the system."""
+    if multiprocessing.parent_process() is not None:
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm
+
+            tqdm.set_lock(threading.RLock())

@@ -6,6 +6,8 @@ Every scale is made from the true frame, never from another scale. Pure: no weig
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -41,10 +43,18 @@ def check_frames(frames: NDArray[np.uint8] | Tensor) -> Tensor:
     return frames.reshape(*(1,) * (5 - len(shape)), *shape) if len(shape) != 4 else frames[:, None]
 
 
-def cut_tiles(frames: Tensor, plan: Plan, contract: ImageContract, mean: Tensor, std: Tensor) -> list[Tensor]:
+def cut_tiles(
+    frames: Tensor,
+    plan: Plan,
+    contract: ImageContract,
+    mean: Tensor,
+    std: Tensor,
+    wanted: Sequence[Sequence[int]] | None = None,
+) -> list[Tensor]:
     """(B, V, H, W, 3) uint8 -> for every scale (T*B*V, 3, h, w), normalised fp32.
 
     mean, std: the contract's, (3, 1, 1), where the frames are.
+    wanted: of every scale, the rows to give; all by default.
     """
     pixels = frames.flatten(0, 1).permute(0, 3, 1, 2)  # (B*V, 3, H, W)
     if any(plan.pad):
@@ -53,10 +63,40 @@ def cut_tiles(frames: Tensor, plan: Plan, contract: ImageContract, mean: Tensor,
     # Colours apart from here on: every step below is up to four times faster on planes than on pixels of three.
     images = pixels[:, :, top : top + height, left : left + width].float().contiguous()
     tiles = []
-    for scale in plan.scales:
-        resized = resize_frames(images, scale.image, contract)
-        tiles.append(split_tiles((resized / 255 - mean) / std, scale.tile))
+    for k, scale in enumerate(plan.scales):
+        if wanted is not None and not wanted[k]:
+            tiles.append(images.new_empty(0, 3, *scale.tile))
+            continue
+        cut = split_tiles(resize_frames(images, scale.image, contract), scale.tile)
+        if wanted is not None and len(wanted[k]) < len(cut):
+            cut = cut[list(wanted[k])]
+        tiles.append((cut / 255).sub_(mean).div_(std))  # in place: fresh memory costs more than the arithmetic
     return tiles
+
+
+@functools.lru_cache(maxsize=64)
+def tile_sources(frame: Size, plan: Plan, contract: ImageContract) -> tuple[tuple[tuple[slice, slice], ...], ...]:
+    """Of every tile of every scale, the rows and columns of the frame (H, W) that it is made of.
+
+    As the resize reaches over a tile's edges, so does this: where these pixels are the same, the tile is, bit by bit.
+    """
+    origin = (plan.corner[0] - plan.pad[0] // 2, plan.corner[1] - plan.pad[1] // 2)  # of the crop, in the frame
+    scales = []
+    for scale in plan.scales:
+        matrices = resize_matrices(plan.crop, scale.image, contract)
+        spans = [
+            [_reach(part, origin[axis], frame[axis]) for part in matrices[axis].split(scale.tile[axis])]
+            for axis in (0, 1)
+        ]
+        scales.append(tuple((rows, columns) for rows in spans[0] for columns in spans[1]))
+    return tuple(scales)
+
+
+def _reach(part: Tensor, origin: int, length: int) -> slice:
+    """Which of a frame's pixels have a weight in these rows (h, crop) of a resize; padding is not the frame's."""
+    used = part.any(dim=0).nonzero()
+    low, high = origin + int(used[0]), origin + int(used[-1]) + 1
+    return slice(min(max(low, 0), length), min(max(high, 0), length))
 
 
 def resize_frames(images: Tensor, size: Size, contract: ImageContract) -> Tensor:

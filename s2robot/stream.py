@@ -1,13 +1,14 @@
 """One camera's live feed: what did not change is not encoded again.
 
-A camera that does not move sees most of a table as it was a moment ago. A stream keeps each tile as the backbone saw
-it, and its answer; a tile that comes again takes the answer it had. With `tolerance=0` that is exact: only tiles whose
-every pixel, after resizing, is the very same are reused, so the features are the encoder's own to the last bit that
-its batch size leaves fixed (1e-4, see `Encoder`).
+A camera that does not move sees most of a table as it was a moment ago. A stream keeps the frame that each tile was
+cut from, and the backbone's answer; while the pixels that a tile is made of stay as they were, it takes the answer it
+had, and is neither resized nor normalised. With `tolerance=0` that is exact: only tiles whose every pixel is the very
+same are reused, so the features are the encoder's own to the last bit that its batch size leaves fixed (1e-4, see
+`Encoder`).
 
-A real camera never gives the same pixels twice. `tolerance` then says how far the pixels of a tile may be from those
-it was encoded from (mean absolute difference, in [0, 255]) to be taken as unchanged. What that costs is measured, not
-hoped: every `AUDIT_EVERY`-th frame is also encoded in full, and `statistics()` reports the error found.
+A real camera never gives the same pixels twice. `tolerance` then says how far a tile's pixels in the frame may be from
+those it was encoded from (mean absolute difference, in [0, 255]) to be taken as unchanged. What that costs is measured,
+not hoped: every `AUDIT_EVERY`-th frame is also encoded in full, and `statistics()` reports the error found.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s2robot.errors import InvalidInput
-from s2robot.preprocess import check_frames, cut_tiles
+from s2robot.preprocess import check_frames, tile_sources
 from s2robot.types import Features
 
 if TYPE_CHECKING:
     from s2robot.encoder import Encoder
-    from s2robot.scales import Size
+    from s2robot.scales import Plan, Size
 
 AUDIT_EVERY = 50
 
@@ -67,9 +68,7 @@ class Stream:
     def reset(self) -> None:
         """Forget every tile and all statistics: a new episode, or the camera was moved."""
         with self._lock:
-            self._of: tuple[Size, str, torch.device] | None = None  # what the tiles kept are of
-            self._seen: list[Tensor] = []  # of every scale (T, 3, h, w): pixels as they were when encoded
-            self._answers: list[tuple[Tensor, Tensor]] = []
+            self._forget()
             self._frames = self._tiles = self._encoded = 0
             self._errors: list[float] = []
 
@@ -89,47 +88,62 @@ class Stream:
             worst, mean = (max(errors), sum(errors) / len(errors)) if errors else (None, None)
             return StreamStatistics(self._frames, self._tiles, reused, worst, mean)
 
+    def _forget(self) -> None:
+        self._of: tuple[Size, str, torch.device] | None = None  # what the tiles kept are of
+        self._seen: list[list[NDArray[np.uint8]]] = []  # of every tile of every scale, the frame it was encoded from
+        self._answers: list[tuple[Tensor, Tensor]] = []
+
     def _next(self, batch: Tensor) -> Features:
         encoder = self.encoder
-        size = (batch.shape[2], batch.shape[3])
+        frame = np.array(batch[0, 0].cpu())  # a copy: cameras write the next frame into the same memory
+        size = (frame.shape[0], frame.shape[1])
         plan = encoder.plan(size)
         with encoder.computing():
-            tiles = cut_tiles(encoder.upload(batch), plan, encoder.contract, encoder.mean, encoder.std)
             now = (size, encoder.fingerprint, encoder.device)
+            changed = self._changed(frame, plan) if self._of == now else _all(plan)
             if self._of != now:
-                answers = encoder.run(tiles)
-                self._of, self._seen, self._answers = now, tiles, answers
-                encoded = plan.tiles
-            else:
-                encoded = self._renew(tiles)
-            self._frames, self._tiles, self._encoded = (
-                self._frames + 1,
-                self._tiles + plan.tiles,
-                self._encoded + encoded,
-            )
+                self._forget()
+            self._renew(batch, frame, plan, changed)
+            self._of = now
+            self._frames, self._tiles = self._frames + 1, self._tiles + plan.tiles
+            self._encoded += sum(map(len, changed))
             features = encoder.assemble(self._answers, plan, 1, 1)
             if self.tolerance and self._frames % AUDIT_EVERY == 0:
-                full = encoder.assemble(encoder.run(tiles), plan, 1, 1).map
+                full = encoder.assemble(encoder.run(encoder.cut(batch, plan)), plan, 1, 1).map
                 self._errors.append(float((features.map - full).norm() / full.norm()))
             return features
 
-    def _renew(self, tiles: list[Tensor]) -> int:
-        """Encode the tiles that changed, in one batch a tile size; return how many."""
-        changed = [self._changed(now, before).nonzero()[:, 0] for now, before in zip(tiles, self._seen, strict=True)]
-        scales = [k for k, rows in enumerate(changed) if len(rows)]
-        answers = self.encoder.run([tiles[k][changed[k]] for k in scales]) if scales else []
-        seen, kept = list(self._seen), list(self._answers)
-        for k, (prefix, grid) in zip(scales, answers, strict=True):
-            rows = changed[k]
-            # Never in place: features already handed out may be views of these.
-            seen[k] = seen[k].index_copy(0, rows, tiles[k][rows]) if self.tolerance else tiles[k]  # the same, if exact
-            kept[k] = (kept[k][0].index_copy(0, rows, prefix), kept[k][1].index_copy(0, rows, grid))
+    def _renew(self, batch: Tensor, frame: NDArray[np.uint8], plan: Plan, changed: list[list[int]]) -> None:
+        """Encode the tiles that changed, in one batch a tile size."""
+        scales = [k for k, rows in enumerate(changed) if rows]
+        tiles = self.encoder.cut(batch, plan, changed)
+        answers = self.encoder.run([tiles[k] for k in scales]) if scales else []
+        if self._of is None:
+            seen, kept = [[frame] * scale.tiles for scale in plan.scales], answers
+        else:
+            seen, kept = [list(frames) for frames in self._seen], list(self._answers)
+            for k, (prefix, grid) in zip(scales, answers, strict=True):
+                rows = torch.tensor(changed[k], device=grid.device)
+                # Never in place: features already handed out may be views of these.
+                kept[k] = (kept[k][0].index_copy(0, rows, prefix), kept[k][1].index_copy(0, rows, grid))
+                for row in changed[k]:
+                    seen[k][row] = frame
         self._seen, self._answers = seen, kept  # together: whatever raises above leaves no tile with another's answer
-        return sum(len(rows) for rows in changed)
 
-    def _changed(self, now: Tensor, before: Tensor) -> Tensor:
-        """(T,) bool."""
-        if not self.tolerance:
-            return (now != before).flatten(1).any(dim=1)
-        pixels = (now - before).abs() * self.encoder.std * 255
-        return pixels.flatten(1).mean(dim=1) > self.tolerance
+    def _changed(self, frame: NDArray[np.uint8], plan: Plan) -> list[list[int]]:
+        """Of every scale, the tiles whose pixels are not those they were encoded from."""
+        boxes = tile_sources((frame.shape[0], frame.shape[1]), plan, self.encoder.contract)
+        return [
+            [t for t, (box, seen) in enumerate(zip(*pair, strict=True)) if self._differ(frame[box], seen[box])]
+            for pair in zip(boxes, self._seen, strict=True)
+        ]
+
+    def _differ(self, now: NDArray[np.uint8], before: NDArray[np.uint8]) -> bool:
+        """Whether two parts of frames, (h, w, 3), differ by more than the tolerance."""
+        if not self.tolerance or not now.size:
+            return bool((now != before).any())
+        return float(np.abs(now.astype(np.int16) - before).mean()) > self.tolerance
+
+
+def _all(plan: Plan) -> list[list[int]]:
+    return [list(range(scale.tiles)) for scale in plan.scales]

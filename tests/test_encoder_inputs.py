@@ -53,6 +53,13 @@ def test_it_says_who_computes(caplog: pytest.LogCaptureFixture) -> None:
     assert f"s2robot-tiny: {told}" in caplog.text
 
 
+def test_random_weights_are_asked_for_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    load_encoder(engine="torch", device="cpu")
+    assert not caplog.text
+    load_encoder(random_weights=True, engine="torch", device="cpu")
+    assert "s2robot-tiny has random weights" in caplog.text
+
+
 def test_scales_are_named_by_what_was_asked_for() -> None:
     assert EncoderConfig(scales=(1, 1.5)).scale_names == ("scale 1", "scale 1.5")
     assert EncoderConfig(sizes=(224, 448)).scale_names == ("224 px", "448 px")

@@ -60,10 +60,20 @@ def test_one_changed_pixel_is_another_tile(encoder: Encoder) -> None:
 def test_what_it_may_keep_is_bounded_and_never_needed(encoder: Encoder) -> None:
     small, frames = TileMemory(encoder, capacity=1), recording(3)
     torch.testing.assert_close(small(frames).map, encoder(frames).map, atol=1e-4, rtol=0)
-    assert len(small._entries) == 1
+    assert len(small._answers) == 1
 
 
 def test_equal_pixels_of_other_shapes_are_told_apart() -> None:
     encoder = load_encoder(random_weights=True, engine="torch", device="cpu", sizes=(128, 192), tile=128, grid=0)
     black = np.zeros((1, 1, 192, 192, 3), np.uint8)
     torch.testing.assert_close(TileMemory(encoder)(black).map, encoder(black).map, atol=1e-4, rtol=0)
+
+
+def test_other_weights_and_other_frame_sizes_start_afresh() -> None:
+    encoder = load_encoder(random_weights=True, engine="torch", device="cpu")
+    memory, frame = TileMemory(encoder), recording(1)[:, :1]
+    memory(frame)
+    memory(frame[:, :, ::2, ::2])
+    encoder.load_state_dict({k: v + 0.01 for k, v in encoder.state_dict().items()})
+    for frames in (frame, frame[:, :, ::2, ::2]):
+        torch.testing.assert_close(memory(frames).map, encoder(frames).map, atol=1e-4, rtol=0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from s2robot import preprocess
 from s2robot.backbones import ImageContract
 from s2robot.encoder import Encoder
-from s2robot.preprocess import check_frames, cut_tiles, resize_frames, resize_matrices
+from s2robot.preprocess import check_frames, cut_tiles, resize_frames, resize_matrices, tile_sources
 from s2robot.scales import FITS, Size
 
 CHANGES = [  # down by whole steps, down, up, across
@@ -220,3 +220,37 @@ def test_red_is_the_first_channel() -> None:
 
 def test_the_contract_of_these_tests_is_not_a_trivial_one() -> None:
     assert len(set(CONTRACT.mean)) == len(set(CONTRACT.std)) == 3
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("interpolation", ["area", "bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("side", "fit"), [((64, 64), "whole"), ((120, 160), "crop"), ((75, 100), "whole"), ((50, 70), "pad")]
+)
+def test_a_tile_is_made_of_its_sources_and_nothing_else(
+    side: Size, fit: str, interpolation: str, antialias: bool
+) -> None:
+    """Noise everywhere else leaves its bits as they were; at the sources' own edges it does not."""
+    encoder = eye((1, 2, 3), fit=fit, interpolation=interpolation, antialias=antialias)
+    plan, frame = encoder.plan(side), random_frames(*side, 3)
+    boxes = tile_sources(side, plan, encoder.contract)
+    before = encoder.cut(check_frames(frame), plan)
+    for k, scale in enumerate(plan.scales):
+        assert len(boxes[k]) == scale.tiles
+        for t, box in enumerate(boxes[k]):
+            outside = random_frames(*side, 3, seed=1)
+            outside[box] = frame[box]
+            assert torch.equal(encoder.cut(check_frames(outside), plan)[k][t], before[k][t])
+            inside = frame.copy()
+            inside[box][[0, -1]] ^= 255
+            changed = encoder.cut(check_frames(inside), plan)[k][t] != before[k][t]
+            assert changed.any() and frame[box].size
+
+
+def test_wanted_tiles_have_the_bits_of_all() -> None:
+    encoder = eye((1, 2, 3))
+    plan, frames = encoder.plan((96, 96)), random_frames(2, 96, 96, 3)
+    whole = encoder.cut(check_frames(frames), plan)
+    wanted: list[list[int]] = [[], [0, 5, 7], list(range(18))]
+    for rows, part, all_ in zip(wanted, encoder.cut(check_frames(frames), plan, wanted), whole, strict=True):
+        assert torch.equal(part, all_[rows])
