@@ -230,10 +230,12 @@ class Encoder(Frozen):
 
     def cut(self, frames: Tensor, plan: Plan, wanted: Sequence[Sequence[int]] | None = None) -> list[Tensor]:
         """Checked frames to the tiles of every scale, on the device; of the `wanted` rows alone, if given."""
-        # uint8 travels: a quarter of the bytes of floats, and without waiting where there is a GPU.
+        return cut_tiles(self.upload(frames), plan, self.contract, self.mean, self.std, wanted)
+
+    def upload(self, frames: Tensor) -> Tensor:
+        """uint8 to the device: a quarter of the bytes of floats, and without waiting where there is a GPU."""
         away = self.device.type == "cuda" and not frames.is_cuda
-        there = (frames.pin_memory() if away else frames).to(self.device, non_blocking=away)
-        return cut_tiles(there, plan, self.contract, self.mean, self.std, wanted)
+        return (frames.pin_memory() if away else frames).to(self.device, non_blocking=away)
 
     def run(self, tiles: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The backbone over (n, 3, h, w) of every scale: prefix (n, K, D) and grid (n, D, h, w) of each."""
