@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from s2robot.errors import UnknownName
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
-    from s2robot.envs.scenes import SceneSampler
+    from s2robot.envs.probe_scenes import ProbeScenes
     from s2robot.envs.task import TaskSpec
     from s2robot.types import Policy
 
@@ -27,9 +30,34 @@ def make_env(name: str, **options: Any) -> RobosuiteEnv:
     return importlib.import_module("s2robot.envs").make_env(name, **options)  # type: ignore[no-any-return]
 
 
-def scene_sampler(frame_size: int, seed: int) -> SceneSampler:
-    """Randomised robot scenes to pre-train on; see `s2robot.envs.scenes`."""
-    return importlib.import_module("s2robot.envs.scenes").SceneSampler(frame_size, seed)  # type: ignore[no-any-return]
+SCENES = {"lift": "s2robot.envs.scenes", "workspace": "s2robot.envs.workspace"}
+"""Kind of scenes to pre-train on -> module with `SceneSampler`."""
+
+
+class Scenes(Protocol):
+    """Randomised robot scenes, drawn episode by episode."""
+
+    def episode(self, index: int) -> NDArray[np.uint8]:
+        """Frames (n, H, W, 3) that depend on the seed and this index alone."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def scene_sampler(frame_size: int, seed: int, scenes: str = "lift") -> Scenes:
+    """Randomised robot scenes to pre-train on.
+
+    Raises:
+        UnknownName: with the nearest kind there is.
+    """
+    if scenes not in SCENES:
+        raise UnknownName("kind of scenes", scenes, SCENES)
+    return importlib.import_module(SCENES[scenes]).SceneSampler(frame_size, seed)  # type: ignore[no-any-return]
+
+
+def probe_scenes(frame_size: int, seed: int) -> ProbeScenes:
+    """Scenes with their ground truth; see `s2robot.envs.probe_scenes`."""
+    return importlib.import_module("s2robot.envs.probe_scenes").ProbeScenes(frame_size, seed)  # type: ignore[no-any-return]
 
 
 def policy_module(kind: str) -> Any:
