@@ -8,7 +8,7 @@ leaves everything as robosuite draws it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -74,12 +74,47 @@ class FrameRenderer:
         decorate: called with MuJoCo's scene before each drawing, to add shapes that only a camera sees.
         """
         frames = np.empty((len(self.cameras), self.size, self.size, 3), np.uint8)
+        for view in self._views(decorate):
+            self._renderer.render(out=frames[view])
+        return frames
+
+    def render_depth(self, decorate: Callable[[Any], None] | None = None) -> NDArray[np.float32]:
+        """Distance along each camera's axis [m], (V, H, W)."""
+        self._renderer.enable_depth_rendering()
+        try:
+            return np.stack([self._renderer.render().copy() for _ in self._views(decorate)])
+        finally:
+            self._renderer.disable_depth_rendering()
+
+    def render_segments(self, decorate: Callable[[Any], None] | None = None) -> NDArray[np.int32]:
+        """What each pixel shows, (V, H, W, 2): an object's number and MuJoCo's type of it; -1 where nothing is."""
+        self._renderer.enable_segmentation_rendering()
+        try:
+            return np.stack([self._renderer.render().copy() for _ in self._views(decorate)])
+        finally:
+            self._renderer.disable_segmentation_rendering()
+
+    def wear_textures(self) -> None:
+        """Show what the model now says of which material has which texture: MuJoCo asks when a context is made."""
+        model, context = self._renderer.model, self._renderer._mjr_context
+        for name in ("mat_texid", "mat_texuniform", "mat_texrepeat"):
+            values = getattr(model, name).ravel()
+            getattr(context, name)[: len(values)] = values
+
+    def upload_texture(self, texture: int) -> None:
+        """Show what `model.tex_data` now says of one texture."""
+        import mujoco
+
+        self._renderer._gl_context.make_current()
+        mujoco.mjr_uploadTexture(self._renderer.model, self._renderer._mjr_context, texture)
+
+    def _views(self, decorate: Callable[[Any], None] | None) -> Iterator[int]:
+        """Point the renderer at one camera after another."""
         for view, camera in enumerate(self.cameras):
             self._renderer.update_scene(self._data, camera=camera, scene_option=self._options)
             if decorate is not None:
                 decorate(self._renderer.scene)
-            self._renderer.render(out=frames[view])
-        return frames
+            yield view
 
     def close(self) -> None:
         self._renderer.close()

@@ -1,0 +1,146 @@
+"""Scenes whose contents are known: what `s2robot probe` asks frozen features about.
+
+scene      Panda over the Lift table in the task's own look; the gripper anywhere over the workspace, pointing down
+cubes      red, green, blue and yellow, 4 cm wide, anywhere within 15 cm of the table's centre, any yaw, apart
+odd one    a box, ball or cylinder of any colour that is none of theirs
+in hand    a purple cube between the fingers: touched by one, by both, or by none, a few millimetres away
+kept       only scenes in which agentview sees a part of every cube: no read-out can know what is hidden
+"""
+
+from __future__ import annotations
+
+import colorsys
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2robot.envs.stage import PARTS, SHAPES, TABLE_TOP, Prop, Stage, Vector
+from s2robot.errors import S2RobotError
+
+COLOURS = {"red": (0.8, 0.1, 0.1), "green": (0.1, 0.6, 0.15), "blue": (0.15, 0.25, 0.85), "yellow": (0.85, 0.75, 0.1)}
+LABELS = ("background", "table", "arm", "gripper", *COLOURS, "other")
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+SIDE = 64  # of the pictures of labels and depth [pixels]
+
+REGION = 0.15  # the cubes' centres lie within this of the table's centre, along x and y [m]
+CUBE = 0.02  # half a cube's side [m]
+GAP = 0.075  # between two centres, at least [m]
+SEEN = 3  # pixels of every cube among agentview's SIDE x SIDE, at least
+HELD = 0.018  # half the side of the cube in the hand [m]
+
+
+class ProbeScene(NamedTuple):
+    """One scene and all that is known of it; views in the order of CAMERAS."""
+
+    frames: NDArray[np.uint8]  # (V, H, W, 3)
+    labels: NDArray[np.uint8]  # (V, SIDE, SIDE), indices into LABELS
+    depth: NDArray[np.float32]  # (V, SIDE, SIDE) [m]
+    cubes: NDArray[np.float32]  # (4, 2), x and y on the table [m], in the order of COLOURS
+    leftmost: int  # the cube furthest to the left in agentview
+    shape: int  # of the odd one, an index into SHAPES
+    contact: bool  # a finger touches the cube in the hand
+
+
+class ProbeScenes:
+    """Draws scenes; the k-th depends on (seed, k) alone.
+
+    Args:
+        frame_size: pixels, a multiple of SIDE.
+        seed: of the whole series.
+    """
+
+    cameras = CAMERAS
+
+    def __init__(self, frame_size: int = 256, seed: int = 0) -> None:
+        if frame_size % SIDE:
+            raise S2RobotError(f"frame_size is {frame_size}; expected a multiple of {SIDE}")
+        self.seed, self.step = seed, frame_size // SIDE
+        self.stage = Stage(frame_size, CAMERAS)
+
+    def scene(self, index: int) -> ProbeScene:
+        """Draw one."""
+        rng = np.random.default_rng((self.seed, index))
+        places = _apart(rng, len(COLOURS) + 1)
+        for _ in range(100):
+            self._set(rng, places)
+            labels = self._labels()
+            if all((labels[0] == LABELS.index(colour)).sum() >= SEEN for colour in COLOURS):
+                return self._picture(labels, places[: len(COLOURS)])
+        raise S2RobotError(f"Scene {index} of seed {self.seed} hides a cube in 100 poses of the arm; please report it")
+
+    def close(self) -> None:
+        self.stage.close()
+
+    def _set(self, rng: np.random.Generator, places: Vector) -> None:
+        stage = self.stage
+        stage.clear()
+        stage.props = [
+            Prop.standing("box", xy, (CUBE, CUBE, CUBE), colour=colour, yaw=rng.uniform(0, np.pi / 2))
+            for xy, colour in zip(places, COLOURS.values(), strict=False)
+        ]
+        self.shape = int(rng.integers(len(SHAPES)))
+        size = (CUBE * 1.1, CUBE * 1.1, CUBE * 1.1)
+        odd = colorsys.hsv_to_rgb(rng.uniform(0, 1), rng.uniform(0, 0.35), rng.uniform(0.2, 0.9))
+        stage.props.append(
+            Prop.standing(SHAPES[self.shape], places[-1], size, colour=odd, yaw=rng.uniform(0, np.pi / 2))
+        )
+        yaw = rng.uniform(-0.6, 0.6)
+        while True:
+            target = np.array([*rng.uniform(-0.2, 0.2, 2), TABLE_TOP + rng.uniform(0.08, 0.3)])
+            if stage.reach(target, _down(yaw), rng):
+                break
+        self._hold(rng)
+
+    def _hold(self, rng: np.random.Generator) -> None:
+        """The purple cube between the fingers, squeezed, held by one of them, or by none."""
+        stage = self.stage
+        stage.model.geom_rgba[stage.model.geom("cube_g0_vis").id] = (0.45, 0.15, 0.6, 1)
+        stage.model.geom_matid[stage.model.geom("cube_g0_vis").id] = -1
+        for name in ("cube_g0", "cube_g0_vis"):
+            stage.model.geom_size[stage.model.geom(name).id] = HELD
+        room = rng.uniform(-0.001, 0.0) if rng.random() < 0.4 else rng.uniform(0.002, 0.02)  # on either side [m]
+        stage.open_fingers((HELD + room) / 0.04)
+        stage.settle()
+        position, rotation = stage.gripper()
+        aside = rng.uniform(-room, room) * rng.choice([1.0, 1.15]) if room > 0 else 0.0
+        along = rng.uniform(-0.004, 0.004, 2)
+        centre = position + rotation @ np.array([along[0], aside, along[1]])
+        stage.place_cube(centre, float(np.arctan2(rotation[1, 1], rotation[0, 1]) - np.pi / 2))
+        stage.settle()
+
+    def _labels(self) -> NDArray[np.uint8]:
+        parts = self.stage.parts()[:, self.step // 2 :: self.step, self.step // 2 :: self.step]
+        first = len(PARTS) - 1  # of the props: the four cubes, then the odd one
+        meaning = [LABELS.index(name) for name in ("background", "table", "arm", "gripper", "other", *COLOURS, "other")]
+        assert len(meaning) == first + len(COLOURS) + 1
+        labels: NDArray[np.uint8] = np.array(meaning, np.uint8)[parts]
+        return labels
+
+    def _picture(self, labels: NDArray[np.uint8], cubes: Vector) -> ProbeScene:
+        stage, cut = self.stage, slice(self.step // 2, None, self.step)
+        standing = np.column_stack([cubes, np.full(len(cubes), TABLE_TOP + CUBE)])
+        return ProbeScene(
+            frames=stage.frames(),
+            labels=labels,
+            depth=stage.depth()[:, cut, cut],
+            cubes=cubes.astype(np.float32),
+            leftmost=int(stage.pixel("agentview", standing)[:, 0].argmin()),
+            shape=self.shape,
+            contact=stage.touches("gripper", "cube"),
+        )
+
+
+def _apart(rng: np.random.Generator, count: int) -> Vector:
+    """Points (count, 2) within REGION, no two nearer than GAP."""
+    while True:
+        points = rng.uniform(-REGION, REGION, (count, 2))
+        distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.eye(count)
+        if distances.min() >= GAP:
+            return points
+
+
+def _down(yaw: float) -> Vector:
+    """The rotation of a gripper that points down at the table, turned by yaw."""
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    return np.array([[cos, sin, 0], [sin, -cos, 0], [0, 0, -1.0]])
