@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.envs.task import Privileged, TaskSpec, finger_state, to_controller
 from s2robot.errors import InvalidInput, UnknownName, UsageError, require
-from s2robot.types import FRAMES, PROPRIOCEPTION
+from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
 REACH = 10.0  # bound of every proprioception field [m or m/s]; a finite one, as learning libraries ask for
 FIDELITIES = {"exact": (0.002, 1), "fast": (0.005, 2)}  # physics step [s], controller every k-th of them
@@ -65,12 +66,13 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         model, data = self._env.sim.model._model, self._env.sim.data._data
         self._renderer = FrameRenderer(model, data, self.cameras, frame_size, quality) if render_frames else None
         views, fields, actions = len(self.cameras), len(task.proprioception_names), len(task.action_names)
-        self.observation_space = spaces.Dict(
-            {
-                FRAMES: spaces.Box(0, 255, (views, frame_size, frame_size, 3), np.uint8),
-                PROPRIOCEPTION: spaces.Box(-REACH, REACH, (fields,), np.float32),
-            }
-        )
+        observed: dict[str, spaces.Space[Any]] = {
+            FRAMES: spaces.Box(0, 255, (views, frame_size, frame_size, 3), np.uint8),
+            PROPRIOCEPTION: spaces.Box(-REACH, REACH, (fields,), np.float32),
+        }
+        if task.goal_names:
+            observed[GOAL] = spaces.Box(0.0, 1.0, (len(task.goal_names),), np.float32)
+        self.observation_space = spaces.Dict(observed)
         self.action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
         self._steps, self._over = 0, True
         self.seconds = {"render": 0.0, "step": 0.0}  # wall time of the last drawing and of one control step
@@ -126,7 +128,8 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
 
     def observe(self) -> dict[str, NDArray[Any]]:
         """The observation of the present state."""
-        return {FRAMES: self.frames(), PROPRIOCEPTION: self.proprioception()}
+        observation: dict[str, NDArray[Any]] = {FRAMES: self.frames(), PROPRIOCEPTION: self.proprioception()}
+        return observation | ({GOAL: self.task.goal(self._env)} if self.task.goal_names else {})
 
     def frames(self) -> NDArray[np.uint8]:
         """Every camera, (V, H, W, 3) RGB, top row first."""
@@ -184,8 +187,8 @@ def _make_robosuite(task: TaskSpec) -> Any:
     rng = np.random.default_rng(0)  # model constants (the cube's size) are the same in every process
     with _quiet():
         suite = require("robosuite", extra="sim", purpose=f"The task {task.name}")
-        return suite.make(
-            task.robosuite_name,
+        make = task.environment() if task.environment else partial(suite.make, task.robosuite_name)
+        return make(
             robots=task.robot,
             has_renderer=False,
             has_offscreen_renderer=False,

@@ -78,7 +78,7 @@ def _robosuite_kwargs(rng: np.random.Generator) -> dict[str, Any]:
     return {"placement_initializer": sampler}
 
 
-def _privileged(env: Any) -> Privileged:
+def privileged(env: Any) -> Privileged:
     gripper = env.sim.data.site_xpos[env.robots[0].eef_site_id["right"]]
     left, right, left_speed, right_speed = finger_state(env)
     return {
@@ -108,5 +108,5 @@ TASK = TaskSpec(
     success="cube centre 4 cm above the table",
     expert=LiftExpert,
     robosuite_kwargs=_robosuite_kwargs,
-    privileged=_privileged,
+    privileged=privileged,
 )

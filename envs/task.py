@@ -29,6 +29,8 @@ class TaskSpec:
 
     action_names: which inputs of robosuite's OSC_POSE controller (plus gripper) the policy drives;
         the others are held at zero. One unit of dx/dy/dz asks for 5 cm of motion in one control step.
+    goal_names: fields of the goal, where a task has more than one; `goal` tells this episode's.
+    environment: robosuite's class of the task, where it is not one of robosuite's own; called once robosuite is there.
     robosuite_kwargs: called once per environment with its random generator.
     """
 
@@ -44,6 +46,9 @@ class TaskSpec:
     expert: Callable[[], Expert]
     robosuite_kwargs: Callable[[np.random.Generator], dict[str, Any]] = field(default=lambda rng: {})
     privileged: Callable[[Any], Privileged] = field(default=lambda env: {})
+    goal_names: tuple[str, ...] = ()
+    goal: Callable[[Any], NDArray[np.float32]] = field(default=lambda env: np.zeros(0, np.float32))
+    environment: Callable[[], Any] | None = None
 
 
 def finger_state(env: Any) -> NDArray[np.float64]:

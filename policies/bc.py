@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from s2robot.encoder import Encoder
+from s2robot.errors import InvalidInput
 from s2robot.policies.readout import SpatialReadout
-from s2robot.types import FRAMES, PROPRIOCEPTION, Features, Observation, check_observation
+from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Features, Observation, check_observation
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Shapes:
     grid: tuple[int, int]
     proprioception: int  # Q
     actions: int  # M
+    goal: int = 0  # G
 
 
 class Compression(nn.Module):
@@ -100,11 +102,12 @@ class BCNetwork(nn.Module):
             queries=config.queries,
             key_width=config.key_width,
             value_width=config.value_width,
+            goal=shapes.goal,
         )
         self.register_buffer("proprioception_mean", torch.zeros(shapes.proprioception))
         self.register_buffer("proprioception_std", torch.ones(shapes.proprioception))
         layers: list[nn.Module] = []
-        width = self.readout.width + shapes.proprioception
+        width = self.readout.width + shapes.proprioception + shapes.goal
         for _ in range(config.layers):
             layers += [
                 nn.Linear(width, config.hidden),
@@ -115,17 +118,17 @@ class BCNetwork(nn.Module):
             width = config.hidden
         self.head = nn.Sequential(*layers, nn.Linear(width, config.chunk * shapes.actions))
 
-    def forward(self, compressed: Tensor, proprioception: Tensor) -> Tensor:
-        """compressed (B, V, C, h, w), proprioception (B, Q) -> chunk (B, A, M)."""
+    def forward(self, compressed: Tensor, proprioception: Tensor, goal: Tensor) -> Tensor:
+        """compressed (B, V, C, h, w), proprioception (B, Q), goal (B, G) -> chunk (B, A, M)."""
         state = (proprioception - self.proprioception_mean) / self.proprioception_std
         if self.training:
             state = state + self.config.proprioception_noise * torch.randn_like(state)
-        chunk: Tensor = self.head(torch.cat([self.readout(compressed), state], dim=1))
+        chunk: Tensor = self.head(torch.cat([self.readout(compressed, goal), state, goal], dim=1))
         return chunk.reshape(len(chunk), self.config.chunk, self.shapes.actions)
 
-    def loss(self, compressed: Tensor, proprioception: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+    def loss(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """Mean absolute error to the expert's actions (B, A, M) where valid (B, A) is 1."""
-        error = (self(compressed, proprioception) - actions).abs().mean(dim=-1)
+        error = (self(compressed, proprioception, goal) - actions).abs().mean(dim=-1)
         loss: Tensor = (error * valid).sum() / valid.sum()
         return loss
 
@@ -144,16 +147,21 @@ class BCPolicy:
         start = time.perf_counter()
         features = self.encoder(observation[FRAMES][None])
         encoded = time.perf_counter()
-        chunk = self.decide(features, observation[PROPRIOCEPTION])
+        chunk = self.decide(features, observation[PROPRIOCEPTION], observation.get(GOAL))
         self.seconds = {"encode": encoded - start, "act": time.perf_counter() - encoded}
         return chunk
 
     @torch.no_grad()
-    def decide(self, features: Features, proprioception: NDArray[np.float32]) -> NDArray[np.float32]:
+    def decide(
+        self, features: Features, proprioception: NDArray[np.float32], goal: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """From features alone, for callers that encode elsewhere."""
-        network = self.network
-        state = torch.from_numpy(proprioception)[None].to(features.map.device)
-        chunk = network(network.compression(features.map), state)[0].clamp(-1, 1)
+        network, device = self.network, features.map.device
+        wanted = np.zeros(0, np.float32) if goal is None else goal
+        if wanted.shape != (network.shapes.goal,):
+            raise InvalidInput(f"The goal is {wanted.shape}; this policy was trained with ({network.shapes.goal},)")
+        state, aim = (torch.from_numpy(value)[None].to(device) for value in (proprioception, wanted))
+        chunk = network(network.compression(features.map), state, aim)[0].clamp(-1, 1)
         array: NDArray[np.float32] = chunk.cpu().numpy()
         return array
 

@@ -17,29 +17,44 @@ class SpatialReadout(nn.Module):
     Args:
         views, channels, grid: of the projected feature map (B, V, C, h, w).
         queries: how many things each view may look for.
+        goal: fields of the goal; what is looked for then depends on it.
         key_width, value_width: of each query's comparison and of what it brings back.
     """
 
     def __init__(
-        self, views: int, channels: int, grid: tuple[int, int], *, queries: int, key_width: int, value_width: int
+        self,
+        views: int,
+        channels: int,
+        grid: tuple[int, int],
+        *,
+        queries: int,
+        key_width: int,
+        value_width: int,
+        goal: int = 0,
     ) -> None:
         super().__init__()
         height, width = grid
         self.keys = nn.ModuleList([nn.Linear(channels, key_width) for _ in range(views)])
         self.values = nn.ModuleList([nn.Linear(channels, value_width) for _ in range(views)])
         self.queries = nn.Parameter(torch.randn(views, queries, key_width) / key_width**0.5)
+        self.wanted = nn.Linear(goal, views * queries * key_width, bias=False) if goal else None
         self.positions = nn.Parameter(torch.zeros(views, height * width, key_width))
         y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
         self.register_buffer("coordinates", torch.stack([x, y], dim=-1).reshape(-1, 2), persistent=False)
         self.width = views * queries * (value_width + 2)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """maps (B, V, C, h, w) -> (B, V * queries * (value_width + 2))."""
+    def forward(self, maps: Tensor, goal: Tensor) -> Tensor:
+        """maps (B, V, C, h, w), goal (B, G) -> (B, V * queries * (value_width + 2))."""
+        queries = (
+            self.queries if self.wanted is None else self.queries + self.wanted(goal).unflatten(1, self.queries.shape)
+        )
         tokens = maps.flatten(3).transpose(2, 3)  # (B, V, N, C)
         found = []
         for view in range(tokens.shape[1]):
             seen = tokens[:, view]  # (B, N, C)
             keys = self.keys[view](seen) + self.positions[view]
-            attention = (self.queries[view] @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(dim=-1)  # (B, K, N)
+            attention = (queries[..., view, :, :] @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5).softmax(
+                dim=-1
+            )  # (B, K, N)
             found += [attention @ self.values[view](seen), attention @ self.coordinates]
         return torch.cat([part.flatten(1) for part in found], dim=1)

@@ -90,16 +90,15 @@ def demonstrate(env: RobosuiteEnv, seed: int, noise: float, shoves: float = 0.0)
     disturb = Disturbance(np.random.default_rng((seed, 1)), noise, shoves)
     expert = env.task.expert()
     observation, _ = env.reset(seed=seed)
-    rows: dict[str, list[Any]] = {
-        name: [] for name in ("frames", "proprioception", "actions", "executed", "rewards", "states")
-    }
+    names = ("frames", "proprioception", "actions", "executed", "states", *(["goal"] if "goal" in observation else []))
+    rows: dict[str, list[Any]] = {name: [] for name in (*names, "rewards")}
     over = success = False
     while not over:
         action = expert.act(env.privileged())
         executed = disturb(action)
-        row = (observation["frames"], observation["proprioception"], action, executed, env.state())
-        for name, value in zip(("frames", "proprioception", "actions", "executed", "states"), row, strict=True):
-            rows[name].append(value)
+        row = {**observation, "actions": action, "executed": executed, "states": env.state()}
+        for name in names:
+            rows[name].append(row[name])
         observation, reward, success, truncated, _ = env.step(executed)
         rows["rewards"].append(np.float32(reward))
         over = success or truncated
@@ -113,6 +112,7 @@ def demonstrate(env: RobosuiteEnv, seed: int, noise: float, shoves: float = 0.0)
         executed_actions=stacked["executed"],
         rewards=stacked["rewards"],
         states=stacked["states"],
+        goal=stacked.get("goal"),
     )
 
 

@@ -3,7 +3,7 @@
     data                .attrs: total (steps), env_args (JSON: how to make the env again)
     data/demo_k         .attrs: num_samples, seed, success
       obs/<camera>_image    uint8  (L, H, W, 3)    one dataset a camera, one chunk a frame
-      obs/proprioception, actions, executed_actions, rewards, dones, states (optional)
+      obs/proprioception, obs/goal (optional), actions, executed_actions, rewards, dones, states (optional)
     mask/train, mask/valid  names of demos
 
 The fields are `s2robot.episodes`' own. Collecting writes every finished episode as a file (`EpisodeParts`);
@@ -324,6 +324,11 @@ class StoredEpisode:
         """(L, X), or None."""
         return self._dataset.field(self.index, "states") if self._dataset.has(self.index, "states") else None
 
+    @cached_property
+    def goal(self) -> Floats | None:
+        """(L, G), or None."""
+        return self._dataset.field(self.index, "goal") if self._dataset.has(self.index, "goal") else None
+
     def load(self) -> Episode:
         """Read it all."""
         return Episode(self.seed, self.success, self.frames, *(getattr(self, name) for name in PLACES))
@@ -361,7 +366,9 @@ def _copy_part(part: h5py.Group, demo: h5py.Group, cameras: Sequence[str]) -> No
     obs = demo.create_group("obs")
     for view, camera in enumerate(cameras):
         part.copy(f"obs/{view}", obs, f"{camera}_image")
-    part.copy("obs/proprioception", obs)
+    for name in ("proprioception", "goal"):
+        if name in part["obs"]:
+            part.copy(f"obs/{name}", obs)
     for name in part:
         if name != "obs":
             part.copy(name, demo)

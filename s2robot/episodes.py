@@ -6,6 +6,7 @@
     executed_actions  float32  (L, M)            what was really sent, with noise, [-1, 1]
     rewards           float32  (L,)
     states            float64  (L, X)            optional: simulator states before each step
+    goal              float32  (L, G)            optional: what to do, the same in every row
 
 Pure: nothing here touches a disk. `s2robot.datasets` puts these into files and reads them back.
 """
@@ -30,6 +31,7 @@ FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "executed_actions": ("float32", ("L", "M")),
     "rewards": ("float32", ("L",)),
     "states": ("float64", ("L", "X")),
+    "goal": ("float32", ("L", "G")),
 }
 
 
@@ -45,6 +47,7 @@ class Episode:
     executed_actions: Floats  # (L, M)
     rewards: Floats  # (L,)
     states: NDArray[np.float64] | None = None  # (L, X)
+    goal: Floats | None = None  # (L, G)
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -25,7 +25,9 @@ from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.files import atomic, is_full_disk, plain, read_json, sweep, write_json
 
 HDF5_FORMAT: dict[str, Any] = {"libver": ("v110", "v110")}  # read by HDF5 >= 1.10 (2016); its metadata has checksums
-PLACES = {name: name for name in FIELDS if name != "frames"} | {"proprioception": "obs/proprioception"}
+PLACES = {name: name for name in FIELDS if name != "frames"} | {
+    name: f"obs/{name}" for name in ("proprioception", "goal")
+}
 ROW_CHECKSUMS = "s2robot_crc32"
 _FRAME_FILTERS: dict[str, Any] = {"compression": "lzf", "fletcher32": True}
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)

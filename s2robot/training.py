@@ -53,11 +53,12 @@ class Samples:
 
     maps: Tensor  # (F, V, C, h, w) float16, compressed
     proprioception: Tensor  # (F, Q)
+    goal: Tensor  # (F, G); G is 0 where a task has only one
     actions: Tensor  # (F, A, M)
     valid: Tensor  # (F, A): 0 beyond the end of the episode
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.maps[rows].float(), self.proprioception[rows], self.actions[rows], self.valid[rows]
+    def take(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return self.maps[rows].float(), self.proprioception[rows], self.goal[rows], self.actions[rows], self.valid[rows]
 
 
 def train(
@@ -238,8 +239,9 @@ def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, 
     groups = encoder.groups
     first = dataset.episode(0)
     shapes = module.Shapes(
-        views, groups, channels // groups, (height, width), first.proprioception.shape[1], first.actions.shape[1]
-    )
+        views, groups, channels // groups, (height, width), first.proprioception.shape[1], first.actions.shape[1],
+        0 if first.goal is None else first.goal.shape[1],
+    )  # fmt: skip
     network: nn.Module = module.build(policy, shapes)
     spread = np.linspace(0, frames - 1, min(frames, 400)).astype(int)  # enough tokens for a covariance
     network.compression.fit(_maps(store, spread))  # type: ignore[union-attr, operator]
@@ -253,14 +255,16 @@ def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, 
 def _samples(dataset: DemoDataset, store: FeatureStore, network: Any, chunk: int) -> Samples:
     pieces = np.array_split(np.arange(len(store)), max(1, len(store) // 128))
     maps = [network.compression(_maps(store, rows)).half() for rows in pieces]
-    states, actions, valid = [], [], []
+    states, goals, actions, valid = [], [], [], []
     for k, episode in enumerate(dataset):
         _, steps = store.rows(k)
         ahead = steps[:, None] + np.arange(chunk)  # (n, A)
         states.append(episode.proprioception[steps])
+        goals.append(np.zeros((len(steps), 0), np.float32) if episode.goal is None else episode.goal[steps])
         actions.append(episode.actions[ahead.clip(max=len(episode) - 1)])
         valid.append((ahead < len(episode)).astype(np.float32))
-    return Samples(torch.cat(maps), *(torch.from_numpy(np.concatenate(part)) for part in (states, actions, valid)))
+    parts = (torch.from_numpy(np.concatenate(part)) for part in (states, goals, actions, valid))
+    return Samples(torch.cat(maps), *parts)
 
 
 def _maps(store: FeatureStore, rows: np.ndarray[Any, Any]) -> Tensor:

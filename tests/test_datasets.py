@@ -43,6 +43,7 @@ def make_episode(seed: int, **changes: Any) -> Episode:
         "executed_actions": floats(length, 7),
         "rewards": floats(length),
         "states": rng.normal(size=(length, 11)),
+        "goal": np.tile(np.eye(4, dtype=np.float32)[seed % 4], (length, 1)),
     }
     return Episode(seed, seed % 3 > 0, **{**fields, **changes})
 
@@ -85,7 +86,7 @@ def test_the_layout_is_robomimics(tmp_path: Path) -> None:
         demo = file["data/demo_1"]
         assert demo.attrs["num_samples"] == 4
         assert set(demo) == {"obs", "actions", "executed_actions", "rewards", "dones", "states"}
-        assert set(demo["obs"]) == {"agentview_image", "robot0_eye_in_hand_image", "proprioception"}
+        assert set(demo["obs"]) == {"agentview_image", "robot0_eye_in_hand_image", "proprioception", "goal"}
         assert demo["obs/agentview_image"].chunks == (1, 8, 8, 3)
         assert demo["dones"][()].tolist() == [0, 0, 0, 1]
         masks = {name: [key.decode() for key in file[f"mask/{name}"]] for name in ("train", "valid")}

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 
 import s2robot
-from s2robot.envs import TASKS, get_task, make_env
+from s2robot.envs import TASKS, get_task, make_env, pick_color
 from s2robot.envs.bridge import FIDELITIES, RobosuiteEnv
 from s2robot.envs.lift import PLACEMENT
 from s2robot.envs.task import to_controller
 from s2robot.errors import InvalidInput, UnknownName, UsageError
-from s2robot.types import FRAMES, PROPRIOCEPTION, check_observation
+from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, check_observation
 
 pytestmark = pytest.mark.sim
 
@@ -96,8 +98,9 @@ def test_exact_fidelity_is_plain_robosuite() -> None:
 
 
 @pytest.mark.parametrize("fidelity", FIDELITIES)
-def test_the_expert_lifts_the_cube(fidelity: str) -> None:
-    env = make_env("Lift", fidelity=fidelity, render_frames=False)
+@pytest.mark.parametrize("name", TASKS)
+def test_every_expert_does_its_task(name: str, fidelity: str) -> None:
+    env = make_env(name, fidelity=fidelity, render_frames=False)
     expert, wins = env.task.expert(), 0
     for seed in range(6):
         env.reset(seed=seed)
@@ -234,3 +237,52 @@ def test_a_process_may_render_first_and_learn_later() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.strip().endswith("alive"), f"exit code {done.returncode}: {done.stderr[-500:]}"
+
+
+# -- PickColor -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def colour_env() -> Iterator[RobosuiteEnv]:
+    env = make_env("PickColor", fidelity="fast", render_frames=False)
+    yield env
+    env.close()
+
+
+def test_cubes_of_all_colours_stand_apart_and_each_is_asked_for(colour_env: RobosuiteEnv) -> None:
+    asked, gaps = [], []
+    for seed in range(40):
+        observation, _ = colour_env.reset(seed=seed)
+        state = colour_env.privileged()
+        places = np.array([state[f"{name}_cube"] for name in pick_color.COLOURS])
+        assert np.abs(places[:, :2]).max() <= pick_color.PLACEMENT
+        gaps.append((np.linalg.norm(places[:, None, :2] - places[None, :, :2], axis=-1) + np.eye(4)).min())
+        wanted = int(observation[GOAL].argmax())
+        assert observation[GOAL].sum() == 1 and np.array_equal(state["cube"], places[wanted])
+        asked.append(wanted)
+    assert min(gaps) >= pick_color.GAP - 1e-9
+    assert min(np.bincount(asked, minlength=4)) >= 4
+
+
+def test_only_the_named_cube_counts(colour_env: RobosuiteEnv) -> None:
+    suite = colour_env._env
+    for cube in range(4):
+        colour_env.reset(seed=0)
+        joint = suite.cubes[cube].joints[0]
+        pose = suite.sim.data.get_joint_qpos(joint).copy()
+        pose[2] += 0.1
+        suite.sim.data.set_joint_qpos(joint, pose)
+        suite.sim.forward()
+        assert bool(suite._check_success()) == (cube == suite.target)
+
+
+def test_the_goal_is_in_the_demonstrations(tmp_path: Path) -> None:
+    from s2robot.collect import CollectConfig, collect
+
+    config = CollectConfig(task="PickColor", demos=3, frame_size=32, workers=1)
+    dataset = collect(config, tmp_path / "demos.hdf5")
+    env = make_env("PickColor", fidelity="fast", render_frames=False)
+    for episode in dataset:
+        observation, _ = env.reset(seed=episode.seed)
+        assert (episode.goal == observation[GOAL]).all()
+    env.close()

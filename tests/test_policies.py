@@ -15,7 +15,7 @@ from s2robot.policies.bc import BCConfig, BCNetwork, Compression, Shapes
 from s2robot.policies.readout import SpatialReadout
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.training import TrainConfig, load_policy, train
-from s2robot.types import FRAMES, PROPRIOCEPTION, Policy
+from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Policy
 
 ENCODER = EncoderConfig(random_weights=True, scales=(1, 2))
 SHAPES = Shapes(views=2, scales=2, width=12, grid=(4, 4), proprioception=5, actions=4)
@@ -30,8 +30,23 @@ def test_readout_finds_where_a_token_lights_up() -> None:
         readout.queries.copy_(torch.tensor([[[1.0, 0, 0, 0]]]))
     maps = torch.zeros(1, 1, 4, 5, 5)
     maps[0, 0, 0, 1, 4] = 1.0  # row 1, column 4
-    found = readout(maps)[0, -2:]
+    found = readout(maps, torch.zeros(len(maps), 0))[0, -2:]
     torch.testing.assert_close(found, torch.tensor([1.0, -0.5]), atol=1e-3, rtol=0)
+
+
+def test_what_a_readout_looks_for_depends_on_the_goal() -> None:
+    """Two tokens light up in two ways; the goal says which of them is meant."""
+    readout = SpatialReadout(1, 4, (5, 5), queries=1, key_width=4, value_width=2, goal=2)
+    assert readout.wanted is not None
+    with torch.no_grad():
+        readout.keys[0].weight.copy_(torch.eye(4) * 50)
+        readout.keys[0].bias.zero_()
+        readout.queries.zero_()
+        readout.wanted.weight.copy_(torch.eye(4)[:, :2])
+    maps = torch.zeros(2, 1, 4, 5, 5)
+    maps[:, 0, 0, 1, 4] = maps[:, 0, 1, 3, 0] = 1.0  # row 1, column 4; row 3, column 0
+    found = readout(maps, torch.eye(2))[:, -2:]
+    torch.testing.assert_close(found, torch.tensor([[1.0, -0.5], [-1.0, 0.5]]), atol=1e-3, rtol=0)
 
 
 def test_compression_keeps_what_varies() -> None:
@@ -54,11 +69,11 @@ def test_loss_ignores_what_lies_beyond_the_end_of_an_episode() -> None:
     maps, state = torch.randn(3, 2, 12, 4, 4), torch.randn(3, 5)
     actions, valid = torch.zeros(3, 4, 4), torch.ones(3, 4)
     valid[:, 2:] = 0
-    loss = network.loss(maps, state, actions, valid)
+    loss = network.loss(maps, state, torch.zeros(len(maps), 0), actions, valid)
     actions[:, 2:] = 100.0
-    assert network.loss(maps, state, actions, valid) == loss
+    assert network.loss(maps, state, torch.zeros(len(maps), 0), actions, valid) == loss
     actions[:, :2] = 100.0
-    assert network.loss(maps, state, actions, valid) > loss
+    assert network.loss(maps, state, torch.zeros(len(maps), 0), actions, valid) > loss
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +121,8 @@ def test_every_policy_keeps_the_contract(trained: tuple[Path, Path]) -> None:
     assert set(policy.seconds) == {"encode", "act"}
     with pytest.raises(InvalidInput, match="proprioception"):
         policy.act({FRAMES: observation[FRAMES]})
+    with pytest.raises(InvalidInput, match=r"The goal is \(3,\); this policy was trained with \(0,\)"):
+        policy.act({**observation, GOAL: np.ones(3, np.float32)})
     with pytest.raises(InvalidInput, match="NaN"):
         policy.act({**observation, PROPRIOCEPTION: np.full(5, np.nan, np.float32)})
 
@@ -150,7 +167,7 @@ def test_training_leaves_the_encoder_as_it_was(trained: tuple[Path, Path]) -> No
     policy.network.train()
     policy.encoder.train()
     features = policy.encoder(frame)
-    policy.network(policy.network.compression(features.map), torch.zeros(1, 5)).sum().backward()
+    policy.network(policy.network.compression(features.map), torch.zeros(1, 5), torch.zeros(1, 0)).sum().backward()
     optimizer.step()
     torch.testing.assert_close(policy.encoder(frame).map, before(frame).map, rtol=0, atol=0)
     assert policy.encoder.fingerprint == before.fingerprint
