@@ -28,10 +28,15 @@ VERBS = {
     "eval": "rollouts of a trained policy on unseen seeds",
     "report": "a run folder as one page",
     "pretrain": "an encoder by masked autoencoding on randomised scenes",
+    "probe": "what frozen features know, against the simulator's truth on held-out scenes",
     "bench": "how fast an encoder is here, and how much of the machine it uses",
     "export": "an encoder as one file for ONNX Runtime, OpenVINO or torch.export",
 }
-_HOMES = {"bench": "s2robot.encoder_verbs", "export": "s2robot.encoder_verbs"}  # the others are in s2robot.verbs
+_HOMES = {  # the others are in s2robot.verbs
+    "probe": "s2robot.probe_verb",
+    "bench": "s2robot.encoder_verbs",
+    "export": "s2robot.encoder_verbs",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

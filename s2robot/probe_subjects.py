@@ -1,0 +1,68 @@
+"""From what is typed to what is probed: encoders by name, by weights file, with random weights, or from outside.
+
+s2robot-tiny                      an encoder with its own weights
+random, s2robot-tiny:random       with random weights
+s2robot-tiny=FILE                 with the weights of a file
+mine=FILE                         the same for a file of s2robot-tiny's layout, under a name of one's own
+efficientnet-lite0                a ConvNet from outside (`s2robot.probe_reference`)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from s2robot import probe_reference
+from s2robot.backbones import load_backbone
+from s2robot.catalogue import NAMED, find_encoder
+from s2robot.encoder import Encoder, EncoderConfig
+from s2robot.engines import find_device
+from s2robot.errors import InvalidInput, UnknownName
+from s2robot.probe_features import Subject
+
+RANDOM = "random"
+OWN_LAYOUT = "s2robot-tiny"
+
+
+def check_name(text: str) -> None:
+    """Say what is wrong with a name before anything is rendered or encoded."""
+    _parse(text)
+
+
+def find_subject(text: str, config: EncoderConfig) -> Subject:
+    """Load what `text` names, one encoder a scale; `config` gives scales, engine and seed."""
+    if text in probe_reference.NAMES:
+        return probe_reference.load(text, config)
+    name, checkpoint, is_random = _parse(text)
+    config = replace(config, name=name, checkpoint=checkpoint, random_weights=is_random, grid="finest")
+    backbone = load_backbone(name, checkpoint=checkpoint, random_weights=is_random, seed=config.seed)
+    device = find_device(None)
+    whole = Encoder(backbone, config)
+    alone = [replace(config, sizes=(size,), tile=whole.largest_tile, grid="base") for size in whole.sizes]
+    weights = checkpoint or ("random" if is_random else "its own")
+    return Subject(
+        label=text,
+        lookers=tuple(Encoder(backbone, each).to(device) for each in alone),
+        sizes=whole.sizes,
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        weights=weights,
+    )
+
+
+def _parse(text: str) -> tuple[str, str | None, bool]:
+    """Name, weights file, whether random weights."""
+    if text in probe_reference.NAMES:
+        return text, None, False
+    name, equals, path = text.partition("=")
+    if equals:
+        if not Path(path).expanduser().is_file():
+            raise InvalidInput(f"No weights file {path!r} for {name!r}. Give NAME=FILE.safetensors")
+        return (name if name in NAMED or name.startswith("timm:") else OWN_LAYOUT), path, False
+    if text == RANDOM:
+        return OWN_LAYOUT, None, True
+    name, is_random = text.removesuffix(f":{RANDOM}"), text.endswith(f":{RANDOM}")
+    try:
+        return find_encoder(name).name, None, is_random
+    except UnknownName as error:
+        known = [*NAMED, RANDOM, *probe_reference.NAMES]
+        raise UnknownName("encoder", name, known, "or NAME=FILE, NAME:random, timm:NAME") from error

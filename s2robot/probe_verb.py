@@ -1,0 +1,149 @@
+"""The verb `probe`: what is asked, and the answers as tables, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2robot import charts, command, files, progress
+from s2robot import config as configuration
+from s2robot.probe import ProbeConfig, measures_of, probe
+from s2robot.probe_scores import MEASURES, Measure
+
+QUICK = ["--probes", "position,segmentation", "--scenes.train", "300", "--scenes.test", "100"]
+ABOUT = {
+    "position": "position of four cubes in agentview, mean error",
+    "segmentation": "segmentation of both views",
+    "depth": "depth of both views",
+    "leftmost": "which cube is leftmost, accuracy",
+    "shape": "what the odd object is, accuracy",
+    "contact": "does a finger touch what is in the hand, balanced accuracy",
+}
+
+
+def do_probe(argv: Sequence[str]) -> int:
+    parser = command.parser(
+        "probe",
+        "What frozen features know, on held-out scenes: heads fitted on training scenes, with the simulator's truth.",
+        "s2robot probe --encoders s2robot-tiny,random,mine=runs/mine/s2robot-tiny.safetensors --quick",
+        "--scenes.seed 1",
+    )
+    parser.add_argument("--quick", action="store_true", help="position and segmentation on 300 + 100 scenes")
+    parser.add_argument("--data", default="runs/probe-data", help="rendered scenes and features (default %(default)s)")
+    parser.add_argument("--out", default="runs/probe", help="results (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=None, help="processes that render (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    command.shorthands(
+        parser, encoders="encoders", probes="probes", readouts="readouts", seeds="seeds", scales="scales",
+        sizes="sizes", train="scenes.train", test="scenes.test",
+    )  # fmt: skip
+    options, rest = parser.parse_known_args(list(argv))
+    words = [*(QUICK if options.quick else []), *command.overrides(options, rest)]
+    config = configuration.load(ProbeConfig, None, words)
+    console, out = Console(stderr=options.json), Path(options.out)
+    with _Bars(console) as told:
+        result = probe(config, Path(options.data), out, told, options.workers)
+    picture = _picture(result["rows"])
+    if picture:
+        with files.atomic(out / "probe.svg") as temporary:
+            temporary.write_text(picture, encoding="utf-8")
+    if options.json:
+        Console(soft_wrap=True).out(json.dumps(files.plain(result), indent=2), highlight=False)
+        return 0
+    _tell(result, console, out)
+    return 0
+
+
+class _Bars:
+    """One progress bar a stage, each closed when the next one opens."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._open = console, ExitStack()
+
+    def __enter__(self) -> Callable[[str], progress.Report]:
+        return self._next
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def _next(self, label: str) -> progress.Report:
+        self._open.close()
+        return self._open.enter_context(progress.bar(label, self._console))
+
+
+def _tell(result: dict[str, Any], console: Console, out: Path) -> None:
+    console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
+    for name in result["config"]["probes"]:
+        console.print(_table(name, result))
+    n, seeds = result["n"], result["config"]["seeds"]
+    console.print(
+        f"Heads fitted on {n['train']} scenes (a tenth of them to choose by), scored on {n['test']} others; {seeds} "
+        f"seeds. In brackets: 95 % interval over scenes and seeds; sd: between seeds, same scenes. {out}/probe.json",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _table(probe_name: str, result: dict[str, Any]) -> Table:
+    measures = measures_of(probe_name)
+    better = "higher" if measures[0].higher_is_better else "lower"
+    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left", title_style="bold")
+    table.title = f"\n{ABOUT[probe_name]} ({better} is better)"
+    first = result["config"]["encoders"][0]
+    for head in ("encoder", "read-out"):
+        table.add_column(head)
+    for measure in measures:
+        unit = f" [{measure.unit}]" if measure.unit else ""
+        table.add_column(
+            f"{measure.title}{unit}".replace("[", r"\["),
+            justify="right",
+            min_width=21 if measure is measures[0] else None,
+        )
+    table.add_column("sd", justify="right")
+    versus = len(result["config"]["encoders"]) > 1
+    if versus:
+        table.add_column(f"against {first}", justify="right")
+    for row in result["rows"]:
+        scores = [row["scores"][measure.name] for measure in measures]
+        cells = [row["encoder"], row["readout"], *[_interval(score, k == 0) for k, score in enumerate(scores)]]
+        cells.append(f"{scores[0]['seed_sd']:.3f}")
+        table.add_row(*cells, *([_against(row, measures[0], result["differences"])] if versus else []))
+    table.add_row("(without an image)", "", *[f"{result['blind'][measure.name]:.3f}" for measure in measures])
+    return table
+
+
+def _interval(score: dict[str, Any], headline: bool) -> str:
+    if not headline:
+        return f"{score['value']:.3f}"
+    return rf"{score['value']:.3f} \[{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _against(row: dict[str, Any], measure: Measure, differences: Sequence[dict[str, Any]]) -> str:
+    for found in differences:
+        asked = (found["a"], found["b"][1], found["measure"])
+        if asked == ([row["encoder"], row["readout"]], row["readout"], measure.name):
+            return f"{found['difference']:+.3f} {'resolved' if found['resolved'] else 'not resolved'}"
+    return ""
+
+
+def _picture(rows: Sequence[dict[str, Any]]) -> str:
+    """Position against segmentation, one mark a read-out; nothing where one of them was not asked."""
+    return charts.dot_chart_svg(
+        list(_dots(rows)), ("trained", "random weights"), "What frozen features know",
+        "position error of four cubes [cm]", "segmentation mIoU",
+    ) if len(list(_dots(rows))) > 1 else ""  # fmt: skip
+
+
+def _dots(rows: Sequence[dict[str, Any]]) -> Iterator[charts.Dot]:
+    x, y = "position/softmax", "segmentation/miou"
+    assert {x, y} <= MEASURES.keys()
+    for row in rows:
+        scores = row["scores"]
+        if x in scores and y in scores:
+            label = f"{row['encoder']} {row['readout']}"
+            yield charts.Dot(scores[x]["value"], scores[y]["value"], label, crossed=row["weights"] == "random")
