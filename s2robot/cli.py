@@ -36,6 +36,7 @@ _HOMES = {  # the others are in s2robot.verbs
     "probe": "s2robot.probe_verb",
     "bench": "s2robot.encoder_verbs",
     "export": "s2robot.encoder_verbs",
+    "pretrain": "s2robot.pretrain_verb",
 }
 
 

@@ -182,26 +182,6 @@ def do_report(argv: Sequence[str]) -> int:
     return 0
 
 
-def do_pretrain(argv: Sequence[str]) -> int:
-    from s2robot.pretrain import PretrainConfig
-    from s2robot.pretrain import pretrain as run
-
-    parser = command.parser(
-        "pretrain",
-        "Masked autoencoding on randomised robot scenes; resumable.",
-        "s2robot pretrain --out runs/tiny --steps 4000",
-    )
-    parser.add_argument("--config", default=None, help="a config by name or .yaml path")
-    parser.add_argument("--out", required=True, help="run folder")
-    options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(PretrainConfig, options.config, rest)
-    console = Console()
-    with progress.bar("pretrain", console) as told:
-        weights = run(config, Path(options.out), told)
-    console.print(f"{weights}: use it with --encoder.checkpoint {weights}")
-    return 0
-
-
 def do_list(argv: Sequence[str]) -> int:
     parser = command.parser("list", "What there is by name.", "s2robot list encoders")
     kinds = {"encoders": _encoders, "tasks": _tasks, "policies": _policies, "configs": _configs}

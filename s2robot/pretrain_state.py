@@ -1,0 +1,132 @@
+"""What a pre-training run is at a step: model, optimiser, average of the weights. Kept in `state.pt`, atomically.
+
+No random state is kept, because none is carried: each batch is drawn from (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from s2robot import files
+from s2robot.errors import CorruptFile
+from s2robot.mae import MaskedAutoencoder
+from s2robot.mae_merged import MergedAutoencoder
+from s2robot.recipe import PretrainConfig, check_same
+
+
+@dataclass
+class State:
+    """All that a step changes."""
+
+    model: MaskedAutoencoder
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None  # None: the last weights are the ones to use
+    step: int = 0  # steps taken
+
+    @property
+    def best(self) -> MaskedAutoencoder:
+        """The model to look at and to export."""
+        return self.model if self.average is None else cast(MaskedAutoencoder, self.average.module)
+
+
+def build_model(config: PretrainConfig) -> MaskedAutoencoder:
+    """A model drawn from the recipe's seed; the global random state is left as it was."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        vit = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            num_classes=0,
+            global_pool="",
+        )
+        options: dict[str, Any] = {
+            "decoder_width": config.decoder_width,
+            "decoder_depth": config.decoder_depth,
+            "mask_ratio": config.mask_ratio,
+            "target": config.target,
+        }
+        if config.objective == "merged":
+            return MergedAutoencoder(vit, config.scales, **options)
+        return MaskedAutoencoder(vit, **options)
+
+
+def begin(config: PretrainConfig, device: torch.device) -> State:
+    """Step 0."""
+    model = build_model(config).to(device)
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
+    return State(model, optimizer, _average(model, config.ema) if config.ema else None)
+
+
+def restore(config: PretrainConfig, out: Path, device: torch.device) -> State:
+    """The last state kept in `out`, or step 0.
+
+    Raises:
+        CorruptFile: state.pt is damaged.
+        S2RobotError: it belongs to another recipe.
+    """
+    state, path = begin(config, device), out / "state.pt"
+    if not path.exists():
+        return state
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        recipe, model, average = saved["recipe"], saved["model"], saved["average"]
+    except Exception as error:  # torch raises many kinds for a damaged file
+        why = (str(error).splitlines() or ["no message"])[0]
+        raise CorruptFile(path, f"{type(error).__name__}: {why}", f"Delete {path} to start again") from error
+    check_same(config, recipe, out)
+    state.model.load_state_dict(model)
+    state.optimizer.load_state_dict(saved["optimizer"])
+    if state.average is not None:
+        state.average.load_state_dict(average)
+    state.step = int(saved["step"])
+    return state
+
+
+def save(state: State, config: PretrainConfig, out: Path) -> None:
+    """Replace `state.pt`, all at once."""
+    saved = {
+        "model": state.model.state_dict(),
+        "average": None if state.average is None else state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "step": state.step,
+        "recipe": files.plain(asdict(config)),
+    }
+    with files.atomic(out / "state.pt") as temporary:
+        torch.save(saved, temporary)
+
+
+def export(state: State, config: PretrainConfig, out: Path) -> Path:
+    """Write the encoder alone, half precision, with its recipe in the file's metadata."""
+    from safetensors.torch import save_file
+
+    weights = {key: value.detach().half().cpu().contiguous() for key, value in state.best.encoder.state_dict().items()}
+    path = out / f"{config.name}.safetensors"
+    about = {"name": config.name, "licence": "MIT", "recipe": asdict(config)}
+    with files.atomic(path) as temporary:  # one key: safetensors writes several in no fixed order
+        save_file(weights, str(temporary), {"s2robot": json.dumps(about)})
+    return path
+
+
+def _average(model: MaskedAutoencoder, decay: float) -> AveragedModel:
+    """The exponential average of the weights; the first steps count less, so that it does not begin with noise."""
+
+    def update(averages: Any, current: Any, count: Tensor | int) -> None:
+        seen = int(count)
+        torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + seen) / (10 + seen)))
+
+    return AveragedModel(model, multi_avg_fn=update).requires_grad_(False)

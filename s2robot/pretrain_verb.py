@@ -1,0 +1,32 @@
+"""`s2robot pretrain`: read options, run, say where the weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from s2robot import command, progress
+from s2robot import config as configuration
+
+
+def do_pretrain(argv: Sequence[str]) -> int:
+    from s2robot.pretrain import pretrain as run
+    from s2robot.recipe import PretrainConfig
+
+    parser = command.parser(
+        "pretrain",
+        "Masked autoencoding on randomised robot scenes; resumable.",
+        "s2robot pretrain --out runs/my-encoder --steps 4000",
+        key="--objective merged --lr 1e-3",
+    )
+    parser.add_argument("--config", default=None, help="a config by name or .yaml path")
+    parser.add_argument("--out", required=True, help="run folder")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(PretrainConfig, options.config, rest)
+    console = Console()
+    with progress.bar("pretrain", console) as told:
+        weights = run(config, Path(options.out), told)
+    console.print(f"{weights}: use it with --encoder.checkpoint {weights}")
+    return 0
