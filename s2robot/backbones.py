@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from s2robot.catalogue import NAMED, EncoderRow, ImageContract, NamedEncoder, find_encoder, list_encoders
-from s2robot.checkpoints import load_weights, read_checkpoint
+from s2robot.catalogue import NAMED, OWN, EncoderRow, ImageContract, NamedEncoder, find_encoder, list_encoders
+from s2robot.checkpoints import load_weights, own_encoder, read_checkpoint
 from s2robot.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -168,14 +168,15 @@ def load_backbone(
     """Build a frozen backbone on the CPU.
 
     Args:
-        name: one of `list_encoders()`, or any timm ViT as "timm:<name>" or by its bare timm name.
+        name: one of `list_encoders()`, or any timm ViT as "timm:<name>" or by its bare timm name; "s2robot" with a
+            checkpoint of `s2robot pretrain`, which says itself what it is.
         checkpoint: a weights file; by default those that ship with s2robot, or timm's download.
         random_weights: no file at all, an untrained network: the baseline a trained one must beat.
         seed: of the random weights. The global random state is left as it was.
     """
     if checkpoint is not None and random_weights:
         raise InvalidInput("Both checkpoint and random_weights=True were given: leave one out")
-    encoder = find_encoder(name)
+    encoder = own_encoder(_path(checkpoint)) if name == OWN and checkpoint is not None else find_encoder(name)
     if checkpoint is None and not random_weights and not encoder.downloads:
         checkpoint = _shipped_weights(encoder)
     with torch.random.fork_rng(devices=[]):  # building draws weights even when a file replaces them
@@ -183,8 +184,12 @@ def load_backbone(
         model = encoder.build(pretrained=checkpoint is None and not random_weights)
     contract = encoder.contract(model)
     if checkpoint is not None:
-        load_weights(model, Path(checkpoint).expanduser(), encoder, contract)
+        load_weights(model, _path(checkpoint), encoder, contract)
     return FrozenViT(model, encoder.name, contract)
+
+
+def _path(checkpoint: str | Path) -> Path:
+    return Path(checkpoint).expanduser()
 
 
 def _shipped_weights(encoder: NamedEncoder) -> Path:

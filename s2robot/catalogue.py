@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName
 
+OWN = "s2robot"  # stands for any file that `s2robot pretrain` wrote: what it is, the file says itself
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -173,6 +174,11 @@ def find_encoder(name: str) -> NamedEncoder:
     """Look a name up: in the table, else among timm's models, as "timm:<name>" or by its bare timm name."""
     if name in NAMED:
         return NAMED[name]
+    if name == OWN:
+        raise InvalidInput(
+            f"{OWN!r} stands for weights of your own. Give checkpoint='FILE.safetensors' as s2robot pretrain writes "
+            f"them, or take 's2robot-tiny', whose weights ship"
+        )
     bare = name.removeprefix("timm:")
     if bare and timm.is_model(bare):
         return NamedEncoder(bare, bare, "see its page", f"huggingface.co/timm/{bare}")

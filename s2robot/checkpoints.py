@@ -9,17 +9,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from s2robot.catalogue import MVP_FILES, ImageContract, NamedEncoder, blueprint, list_encoders
+from s2robot.catalogue import MVP_FILES, OWN, ImageContract, NamedEncoder, PlainViT, blueprint, list_encoders
 from s2robot.errors import CheckpointMismatch, CorruptFile
 from s2robot.layouts import OPENAI_KEYS, Converted, foreign_family, to_timm
 
@@ -57,6 +59,34 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+def own_encoder(path: Path) -> NamedEncoder:
+    """What a file of `s2robot pretrain` is, by the recipe in its metadata.
+
+    Raises:
+        CorruptFile: it has no such recipe, or one that describes no encoder.
+    """
+    if not path.is_file():
+        raise CorruptFile(path, "there is no such file", "Check the path given as checkpoint")
+    recipe = _own_recipe(path)
+    if recipe is None:
+        raise CorruptFile(
+            path,
+            "it holds no recipe of s2robot pretrain",
+            f"{OWN!r} stands for files that s2robot pretrain wrote. For other weights give their own name: "
+            "s2robot list encoders",
+        )
+    try:
+        size, width, depth, heads, patch = (
+            int(recipe[key]) for key in ("image_size", "width", "depth", "heads", "patch")
+        )
+        fits = min(size, width, depth, heads, patch) > 0 and size % patch == 0 and width % heads == 0
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(path, f"its recipe is not whole ({error!r})", "Export it again: s2robot pretrain") from error
+    if not fits:
+        raise CorruptFile(path, f"its recipe describes no encoder: {recipe}", "Export it again: s2robot pretrain")
+    return NamedEncoder(OWN, PlainViT(size, width, depth, heads, "area", patch), "the file's", str(path))
+
+
 def load_weights(model: nn.Module, path: Path, encoder: NamedEncoder, contract: ImageContract) -> None:
     """Copy a file's weights into the model, all of them or none; half floats on disk become fp32 here."""
     found = read_checkpoint(path)
@@ -72,7 +102,7 @@ def load_weights(model: nn.Module, path: Path, encoder: NamedEncoder, contract: 
     given = {key: value for key, value in converted.state.items() if key in wanted or not converted.is_spare(key)}
     faults = _faults(given, wanted)
     if faults:
-        advice = _resized(given, wanted, encoder, contract) or _advice(given, contract)
+        advice = _own_advice(path, encoder) or _resized(given, wanted, encoder, contract) or _advice(given, contract)
         raise CheckpointMismatch(f"{path} does not fit {encoder.name}. Keys {faults}. {advice}")
     broken = [key for key, value in given.items() if not torch.isfinite(value).all()]
     if broken:
@@ -184,6 +214,24 @@ def _advice(given: Mapping[str, Tensor], contract: ImageContract) -> str:
         return f"{what}, as the model's; image size, depth or extra tokens differ"
     near = f"Nearest: {', '.join(kin)}" if kin else "No named encoder is of that kind; name its timm model, timm:NAME"
     return f"{what}. {near}"
+
+
+def _own_advice(path: Path, encoder: NamedEncoder) -> str:
+    is_own = encoder.name != OWN and _own_recipe(path) is not None
+    return f"s2robot pretrain wrote this file: name={OWN!r} builds what its recipe says" if is_own else ""
+
+
+def _own_recipe(path: Path) -> dict[str, Any] | None:
+    """The recipe that `s2robot pretrain` left in a file's metadata; None if there is none."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("s2robot", "{}"))
+    except Exception as error:  # damaged and hostile files fail in more ways than one can name
+        raise CorruptFile(path, f"{type(error).__name__}: {_first_line(error)}", "Make or fetch it again") from error
+    recipe = about.get("recipe") if isinstance(about, dict) else None
+    return recipe if isinstance(recipe, dict) else None
 
 
 def _is_state_dict(content: Any) -> bool:

@@ -28,5 +28,5 @@ def do_pretrain(argv: Sequence[str]) -> int:
     console = Console()
     with progress.bar("pretrain", console) as told:
         weights = run(config, Path(options.out), told)
-    console.print(f"{weights}: use it with --encoder.checkpoint {weights}")
+    console.print(f"{weights}: use it with --encoder.name s2robot --encoder.checkpoint {weights}", soft_wrap=True)
     return 0
