@@ -3,28 +3,33 @@
     frames.npy      uint8 (n, H, H, 3), mapped into memory, never read whole
     footage.json    what they are; `held_out`: how many of the first are kept for validation
 
-Held out are whole episodes, so that no frame is trained on whose neighbour is in the validation.
+Rendered scenes, or what `source` names: a folder of images, videos and demonstrations (`s2robot.clips`), or the
+frames.npy of another run, used where it is. Held out are whole episodes and clips, so that no frame is trained on
+whose neighbour is in the validation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+import itertools
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import files, registry, workers
-from s2robot.errors import InvalidInput
+from s2robot import clips, files, registry, workers
+from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.recipe import PretrainConfig
 
 Progress = Callable[[int, int, str], None]
 EPISODES_A_PIECE = 16  # rendered and kept together
 HELD_OUT = 50  # one frame in so many
+NAMED = 20  # unreadable files that footage.json names
+Item = tuple[int, Any]  # a piece's number, and what it is made of
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,27 @@ class Footage:
 
 
 def gather(config: PretrainConfig, out: Path, progress: Progress) -> Footage:
-    """The frames of a run; made the first time, in pieces that survive a kill."""
+    """The frames of a run; made the first time, in pieces that survive a kill.
+
+    Raises:
+        S2RobotError: the source holds nothing that can be read.
+    """
     path = out / "frames.npy"
+    if Path(config.source).suffix == ".npy":
+        return open_footage(Path(config.source), config.frame_size)
     if not path.exists():
-        render(config, path, progress)
+        _make(config, path, progress)
     return open_footage(path, config.frame_size)
 
 
 def open_footage(path: Path, frame_size: int) -> Footage:
     """Map a file of frames into memory."""
-    frames: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    if not path.is_file():
+        raise InvalidInput(f"No frames at {path}. Leave --source out to render, or give the frames.npy of a run")
+    try:
+        frames: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise InvalidInput(f"{path} holds no frames ({error}). Delete it, and it is made again") from error
     wanted = (frame_size, frame_size, 3)
     if frames.dtype != np.uint8 or frames.shape[1:] != wanted or len(frames) < 2:
         raise InvalidInput(
@@ -67,47 +83,17 @@ def open_footage(path: Path, frame_size: int) -> Footage:
     return Footage(frames, held_out)
 
 
-def render(config: PretrainConfig, path: Path, progress: Progress) -> None:
-    """Render scenes into `path`: the same frames whatever the number of workers or interruptions."""
-    pieces = path.with_suffix(".parts")
-    pieces.mkdir(exist_ok=True)
-    files.sweep(pieces)
-    lengths: dict[int, list[int]] = {}
-    for piece in sorted(pieces.glob("*.npz")):
-        with np.load(piece) as saved:
-            lengths[int(piece.stem)] = saved["lengths"].tolist()
-    todo = (number for number in count() if number not in lengths)
-    make = partial(registry.scene_sampler, config.frame_size, config.seed, config.scenes)
-    results = workers.work(make, partial(_render_piece, pieces), todo, config.workers)
-    try:
-        while (ready := sum(map(sum, _unbroken(lengths)))) < config.frames:
-            progress(ready, config.frames, "rendering")
-            number, found = next(results)
-            lengths[number] = found
-    finally:
-        results.close()
-    used = _unbroken(lengths)
-    episodes = [length for piece in used for length in piece]
-    about = {"source": f"{config.scenes} scenes, rendered", "frames": config.frames}
-    files.write_json(path.with_name("footage.json"), about | {"held_out": whole_episodes(episodes, config.frames)})
-    save_frames(path, (_frames_of(_piece(pieces, k)) for k in range(len(used))), config.frames, config.frame_size)
-    for piece in pieces.iterdir():
-        piece.unlink()
-    pieces.rmdir()
-    progress(config.frames, config.frames, "rendering")
-
-
 def whole_episodes(lengths: Iterable[int], frames: int) -> int:
     """How many of `frames` frames to hold out: one in HELD_OUT, rounded down to whole episodes, at least one of them.
 
-    One episode alone is split in two by time.
+    If that one is more than a tenth of all, it is split by time, and its first frames are held out.
     """
     held_out = 0
     for length in lengths:
         if held_out and held_out + length > frames // HELD_OUT:
             break
         held_out += length
-    return held_out if held_out < frames else max(1, frames // HELD_OUT)
+    return held_out if held_out <= frames // 10 else max(1, frames // HELD_OUT)
 
 
 def save_frames(path: Path, blocks: Iterable[NDArray[np.uint8]], frames: int, frame_size: int) -> None:
@@ -123,27 +109,117 @@ def save_frames(path: Path, blocks: Iterable[NDArray[np.uint8]], frames: int, fr
     assert missing == 0
 
 
-def _unbroken(lengths: dict[int, list[int]]) -> list[list[int]]:
-    """The pieces from the first on, up to the first that is not there yet."""
-    whole: list[list[int]] = []
-    while len(whole) in lengths:
-        whole.append(lengths[len(whole)])
-    return whole
+def _make(config: PretrainConfig, path: Path, progress: Progress) -> None:
+    """Fill `path`: the same frames whatever the number of workers or interruptions."""
+    folder = path.with_suffix(".parts")
+    make, answer, items, what = _plan(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.sweep(folder)
+    done = {int(record.stem): files.read_json(record) for record in folder.glob("*.json")}
+    for _ in _pieces(config, make, answer, items, done):
+        ready, skipped = _count(done), sum(piece["skipped"] for piece in done.values())
+        progress(min(ready, config.frames), config.frames, f"{what}{f', {skipped} skipped' if skipped else ''}")
+    used = _unbroken(done)
+    frames = min(_count(done), config.frames)
+    about = _about(config, used, frames)
+    if frames < 2:
+        shutil.rmtree(folder)
+        why = f" The first: {about['unreadable'][0]}" if about["unreadable"] else ""
+        raise S2RobotError(f"{config.source} gave {frames} frames; expected 2 or more. Files that could not be read: "
+                           f"{about['skipped']}.{why}")  # fmt: skip
+    files.write_json(path.with_name("footage.json"), about)
+    save_frames(path, (_read(folder, number, config) for number in range(len(used))), frames, config.frame_size)
+    shutil.rmtree(folder)
 
 
-def _render_piece(folder: Path, sampler: Any, number: int) -> list[int]:
-    episodes = [sampler.episode(EPISODES_A_PIECE * number + k) for k in range(EPISODES_A_PIECE)]
-    lengths = [len(episode) for episode in episodes]
-    with files.atomic(_piece(folder, number)) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, frames=np.concatenate(episodes), lengths=lengths)
-    return lengths
+def _plan(config: PretrainConfig, folder: Path) -> tuple[Callable[[], Any], Callable[[Any, Item], Any], Any, str]:
+    """What makes a worker's tool, what makes a piece with it, the pieces' items in order, and what to call it."""
+    if not config.source:
+        make = functools.partial(registry.scene_sampler, config.frame_size, config.seed, config.scenes)
+        numbers = itertools.count(0, EPISODES_A_PIECE)
+        episodes = (range(first, first + EPISODES_A_PIECE) for first in numbers)
+        return make, functools.partial(_render, config, folder), enumerate(episodes), "rendering"
+    found = clips.find_clips(Path(config.source), config.seed)
+    return _no_tool, functools.partial(_read_clip, config, folder), enumerate(found), "reading"
 
 
-def _piece(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.npz"
+def _pieces(
+    config: PretrainConfig,
+    make: Callable[[], Any],
+    answer: Callable[[Any, Item], Any],
+    items: Iterable[Item],
+    done: dict[int, Any],
+) -> Iterator[int]:
+    """Make pieces until there are frames enough or items no more; `done` grows, and each new number is yielded."""
+    todo = (item for item in items if item[0] not in done)
+    results = workers.work(make, answer, todo, config.workers)
+    try:
+        while _count(done) < config.frames and (result := next(results, None)) is not None:
+            (number, _), record = result
+            done[number] = record
+            yield number
+    finally:
+        results.close()
 
 
-def _frames_of(piece: Path) -> NDArray[np.uint8]:
-    with np.load(piece) as saved:
-        frames: NDArray[np.uint8] = saved["frames"]
+def _render(config: PretrainConfig, folder: Path, sampler: Any, item: Item) -> dict[str, Any]:
+    number, episodes = item
+    return _keep(folder, number, (sampler.episode(k) for k in episodes))
+
+
+def _read_clip(config: PretrainConfig, folder: Path, tool: None, item: Item) -> dict[str, Any]:
+    number, clip = item
+    reading, rng = clips.Reading(), np.random.default_rng((config.seed, number))
+    frames = itertools.islice(clips.read_clip(clip, config, rng, reading), config.frames)
+    return _keep(folder, number, [(frame[None] for frame in frames)], reading)
+
+
+def _keep(folder: Path, number: int, episodes: Iterable[Any], reading: clips.Reading | None = None) -> dict[str, Any]:
+    """Write the frames of some episodes, each an array (n, H, H, 3) or arrays to be joined; then their record."""
+    lengths = []
+    with files.atomic(folder / f"{number:06d}.raw") as temporary, temporary.open("wb") as stream:
+        for episode in episodes:
+            lengths.append(0)
+            for block in [episode] if isinstance(episode, np.ndarray) else episode:
+                stream.write(np.ascontiguousarray(block).data)
+                lengths[-1] += len(block)
+    reading = reading or clips.Reading()
+    record = {"lengths": lengths, "skipped": len(reading.skipped), "enlarged": reading.enlarged}
+    record["unreadable"] = reading.skipped[:NAMED]
+    files.write_json(folder / f"{number:06d}.json", record)
+    return record
+
+
+def _read(folder: Path, number: int, config: PretrainConfig) -> NDArray[np.uint8]:
+    path, shape = folder / f"{number:06d}.raw", (-1, config.frame_size, config.frame_size, 3)
+    if not path.stat().st_size:  # nothing to map
+        return np.empty((0, *shape[1:]), np.uint8)
+    frames: NDArray[np.uint8] = np.memmap(path, np.uint8, "r").reshape(shape)
     return frames
+
+
+def _about(config: PretrainConfig, used: list[Any], frames: int) -> dict[str, Any]:
+    """What footage.json says."""
+    lengths = [length for piece in used for length in piece["lengths"]]
+    return {
+        "source": config.source or f"{config.scenes} scenes, rendered",
+        "frames": frames,
+        "held_out": whole_episodes(lengths, frames),
+        "clips": len(lengths),
+        "enlarged": sum(piece["enlarged"] for piece in used),
+        "skipped": sum(piece["skipped"] for piece in used),
+        "unreadable": [text for piece in used for text in piece["unreadable"]][:NAMED],
+    }
+
+
+def _unbroken(done: dict[int, Any]) -> list[Any]:
+    """The pieces from the first on, up to the first that is not there yet."""
+    return [done[number] for number in itertools.takewhile(done.__contains__, itertools.count())]
+
+
+def _count(done: dict[int, Any]) -> int:
+    return sum(sum(piece["lengths"]) for piece in _unbroken(done))
+
+
+def _no_tool() -> None:
+    """Files need nothing made beforehand."""

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from s2robot import files
-from s2robot.errors import CorruptFile
+from s2robot.backbones import load_backbone
+from s2robot.catalogue import NAMED, OWN
+from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.mae import MaskedAutoencoder
 from s2robot.mae_merged import MergedAutoencoder
 from s2robot.recipe import PretrainConfig, check_same
@@ -73,14 +75,17 @@ def begin(config: PretrainConfig, device: torch.device) -> State:
 
 
 def restore(config: PretrainConfig, out: Path, device: torch.device) -> State:
-    """The last state kept in `out`, or step 0.
+    """The last state kept in `out`, or step 0 with the weights of `init`.
 
     Raises:
+        InvalidInput: `init` is an encoder of another size.
         CorruptFile: state.pt is damaged.
         S2RobotError: it belongs to another recipe.
     """
     state, path = begin(config, device), out / "state.pt"
     if not path.exists():
+        if config.init:
+            adopt(state.model, config)
         return state
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
@@ -95,6 +100,20 @@ def restore(config: PretrainConfig, out: Path, device: torch.device) -> State:
         state.average.load_state_dict(average)
     state.step = int(saved["step"])
     return state
+
+
+def adopt(model: MaskedAutoencoder, config: PretrainConfig) -> None:
+    """Let the encoder begin with the weights of `init`; the decoder, which no file has, begins anew."""
+    name = NAMED[config.init].name if config.init in NAMED else OWN
+    given = load_backbone(name, checkpoint=None if name == config.init else config.init)
+    contract = given.contract
+    has = {"image_size": contract.size, "patch": contract.patch, "width": contract.width, "depth": contract.depth}
+    has["heads"] = contract.heads
+    wrong = {key: value for key, value in has.items() if getattr(config, key) != value}
+    if wrong:
+        words = " ".join(f"--{key} {value}" for key, value in wrong.items())
+        raise InvalidInput(f"--init {config.init} is an encoder of another size. To begin with it: {words}")
+    model.encoder.load_state_dict(given.model.state_dict())
 
 
 def save(state: State, config: PretrainConfig, out: Path) -> None:

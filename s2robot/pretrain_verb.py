@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from s2robot import command, progress
+from s2robot import command, files, progress
 from s2robot import config as configuration
 
 
@@ -17,8 +17,9 @@ def do_pretrain(argv: Sequence[str]) -> int:
 
     parser = command.parser(
         "pretrain",
-        "Masked autoencoding on randomised robot scenes; resumable.",
-        "s2robot pretrain --out runs/my-encoder --steps 4000",
+        "Masked autoencoding on randomised robot scenes, or on footage of your own; resumable.",
+        "s2robot pretrain --out runs/my-encoder --steps 4000\n"
+        "         s2robot pretrain --out runs/ours --source recordings/ --init s2robot-tiny --lr 3e-4",
         key="--objective merged --lr 1e-3",
     )
     parser.add_argument("--config", default=None, help="a config by name or .yaml path")
@@ -28,5 +29,8 @@ def do_pretrain(argv: Sequence[str]) -> int:
     console = Console()
     with progress.bar("pretrain", console) as told:
         weights = run(config, Path(options.out), told)
+    about = Path(options.out) / "footage.json"
+    if about.exists() and (skipped := files.read_json(about).get("skipped")):
+        console.print(f"{skipped} files could not be read and were skipped; {about} names them", soft_wrap=True)
     console.print(f"{weights}: use it with --encoder.name s2robot --encoder.checkpoint {weights}", soft_wrap=True)
     return 0

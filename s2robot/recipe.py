@@ -11,7 +11,13 @@ from typing import Any
 from s2robot import files
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName
 
-OBJECTIVES, TARGETS, PRECISIONS = ("views", "merged"), ("raw", "normalised"), ("fp32", "bf16")
+RESULTS = ("state.pt", "frames.npy", "frames.parts")  # what a run leaves that another recipe must not go on from
+CHOICES = {
+    "objective": ("views", "merged"),
+    "target": ("raw", "normalised"),
+    "precision": ("fp32", "bf16"),
+    "square": ("random", "centre"),
+}
 # How a run is carried out, not what it computes: these may change when it is resumed. The weights are the same to
 # rounding; to the bit where none of these, the machine and the number of processes are the same.
 FREE = ("workers", "device", "threads", "accumulate", "checkpoint_every")
@@ -23,10 +29,14 @@ class PretrainConfig:
 
     name: str = "encoder"  # of the weights file
     # frames
+    source: str = ""  # a folder or file to read, see s2robot.footage; none: scenes are rendered
     scenes: str = "lift"  # kind of scenes to render
-    frames: int = 12_000  # at frame_size
+    frames: int = 12_000  # so many; of a source, at most so many
+    every: int = 5  # of videos and demonstrations, take every n-th frame
+    square: str = "random"  # of frames that are not square: a "random" one or the one at the "centre"
     frame_size: int = 256  # pixels: the largest scale the encoder will look at
     # the encoder
+    init: str = ""  # weights to begin with: a file of ours, or s2robot-tiny; none: drawn from the seed
     image_size: int = 128  # its base size P
     patch: int = 16
     width: int = 192
@@ -64,7 +74,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
-        for name, known in (("objective", OBJECTIVES), ("target", TARGETS), ("precision", PRECISIONS)):
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UnknownName(name, str(getattr(self, name)), known)
         _check_numbers(self)
@@ -85,9 +95,9 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
 
 
 def keep_recipe(config: PretrainConfig, out: Path) -> None:
-    """Write recipe.json into a new run folder, or hold this recipe against the one that is there."""
+    """Write recipe.json into a run folder, or hold this recipe against the one that is there once it has results."""
     path = out / "recipe.json"
-    if path.exists():
+    if path.exists() and any((out / name).exists() for name in RESULTS):
         check_same(config, files.read_json(path), out)
     else:
         files.write_json(path, asdict(config))
@@ -108,7 +118,7 @@ def check_same(config: PretrainConfig, before: Mapping[str, Any], out: Path) -> 
 
 
 def _check_numbers(config: PretrainConfig) -> None:
-    counts = ("frames", "frame_size", "image_size", "patch", "width", "depth", "heads", "decoder_width")
+    counts = ("frames", "every", "frame_size", "image_size", "patch", "width", "depth", "heads", "decoder_width")
     for name in (*counts, "decoder_depth", "batch", "accumulate", "steps", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise InvalidInput(f"--{name} is {getattr(config, name)}; expected at least 1")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import TINY, some_frames
+from small_runs import TINY, folder_with_frames, some_frames
 
 from s2robot import files, footage, registry
-from s2robot.errors import InvalidInput
+from s2robot.errors import InvalidInput, OutOfSpace
 from s2robot.footage import HELD_OUT, gather, open_footage, whole_episodes
 
 CONFIG = replace(TINY, frames=500, workers=2)
@@ -59,7 +60,7 @@ def test_frames_do_not_depend_on_workers_or_kills(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         gather(CONFIG, tmp_path, kill)
-    assert list((tmp_path / "frames.parts").glob("*.npz"))
+    assert list((tmp_path / "frames.parts").glob("*.raw"))
     assert not (tmp_path / "frames.npy").exists()
     made = gather(CONFIG, tmp_path, quiet)
     np.testing.assert_array_equal(made.frames, expected_frames())
@@ -81,8 +82,10 @@ def test_the_share_held_out_is_rounded_down_to_episodes() -> None:
     assert whole_episodes([12] * 1000, 12_000) == 240
     assert whole_episodes([7] * 100, 700) == 14
     assert whole_episodes([9] * 100, 900) == 18
-    assert whole_episodes([30, 30, 30], 90) == 30  # at least one
-    assert whole_episodes([100], 100) == 2  # one alone is split in two
+    assert whole_episodes([9] * 10, 90) == 9  # at least one
+    assert whole_episodes([100], 100) == 2  # one alone is split by time
+    assert whole_episodes([40, 30, 30], 100) == 2  # so is one that would be most of the data
+    assert whole_episodes([0, 12, 12], 1000) == 12  # one that could not be read
 
 
 def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
@@ -96,6 +99,33 @@ def test_frames_are_written_as_numpy_reads_them(tmp_path: Path) -> None:
     frames = some_frames(10)
     footage.save_frames(tmp_path / "f.npy", (frames[k : k + 3] for k in range(0, 10, 3)), 8, 64)
     np.testing.assert_array_equal(np.load(tmp_path / "f.npy"), frames[:8])
+
+
+def test_the_frames_of_another_run_are_used_where_they_are(tmp_path: Path) -> None:
+    source = folder_with_frames(tmp_path / "first") / "frames.npy"
+    files.write_json(source.with_name("footage.json"), {"held_out": 7})
+    made = gather(replace(TINY, source=str(source)), tmp_path / "second", quiet)
+    np.testing.assert_array_equal(made.frames, some_frames())
+    assert made.held_out == 7
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_damaged_or_missing_file_of_frames_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="No frames at"):
+        gather(replace(TINY, source=str(tmp_path / "frames.npy")), tmp_path, quiet)
+    (tmp_path / "frames.npy").write_bytes(b"not frames")
+    with pytest.raises(InvalidInput, match="made again"):
+        gather(TINY, tmp_path, quiet)
+
+
+def test_a_full_disk_while_reading_leaves_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(OutOfSpace):
+        footage.save_frames(tmp_path / "frames.npy", [some_frames(10)], 10, 64)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.sim

@@ -51,7 +51,9 @@ def test_the_rate_rises_in_a_line_and_falls_as_a_cosine_to_zero() -> None:
 @pytest.mark.parametrize("change", [{"steps": 24}, {"width": 96}, {"scales": (1,)}, {"ema": 0.0}, {"lr": 1e-3}])
 def test_another_recipe_is_refused_with_what_differs(change: dict[str, object], tmp_path: Path) -> None:
     recipe = PretrainConfig(steps=12)
-    keep_recipe(recipe, tmp_path)
+    keep_recipe(replace(recipe, source="a folder that is not there"), tmp_path)
+    keep_recipe(recipe, tmp_path)  # nothing was made yet: the mistake is mended
+    (tmp_path / "frames.parts").mkdir()
     keep_recipe(recipe, tmp_path)
     (key,) = change
     with pytest.raises(S2RobotError, match=f"{key} .* -> "):
@@ -61,6 +63,7 @@ def test_another_recipe_is_refused_with_what_differs(change: dict[str, object], 
 def test_how_a_run_is_carried_out_may_change(tmp_path: Path) -> None:
     recipe = PretrainConfig()
     keep_recipe(recipe, tmp_path)
+    (tmp_path / "state.pt").touch()
     keep_recipe(replace(recipe, workers=3, device="cpu", threads=2, accumulate=2, checkpoint_every=7), tmp_path)
 
 

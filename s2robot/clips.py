@@ -1,0 +1,167 @@
+"""Frames out of files: folders of images and videos, and demonstrations; squares of one size, what is damaged counted.
+
+A clip is what belongs together in time: a video, one episode of demonstrations (all its cameras), or a run of images
+that are neighbours by name in one folder. Whole clips are held out for validation, see `s2robot.footage`.
+
+    resize     so that the shorter side is frame_size [pixels]; smaller images are enlarged, and counted
+    square     "random": anywhere along the longer side, drawn for each frame; "centre"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from s2robot.datasets import DemoDataset
+from s2robot.errors import InvalidInput, S2RobotError, require
+from s2robot.recipe import PretrainConfig
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
+DEMONSTRATIONS = (".hdf5", ".h5")
+LONGEST_RUN = 64  # images in a clip: neighbours by name are often neighbours in time
+FEWEST_CLIPS = 50  # of images, where there are as many
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What belongs together in time."""
+
+    paths: tuple[Path, ...]  # images in order, or the one file
+    episode: int = -1  # of demonstrations
+
+    @property
+    def is_video(self) -> bool:
+        return self.paths[0].suffix.lower() in VIDEOS
+
+
+@dataclass
+class Reading:
+    """What became of a clip besides its frames."""
+
+    skipped: list[str] = field(default_factory=list)  # files that could not be read, and why
+    enlarged: int = 0  # frames smaller than what was asked for
+
+
+def find_clips(source: Path, seed: int) -> list[Clip]:
+    """All clips of a file or a folder and its folders, in an order drawn from the seed.
+
+    Raises:
+        InvalidInput: there is no such file or folder, or nothing in it that is read here.
+    """
+    if not source.exists():
+        raise InvalidInput(f"No file or folder {source} for --source. {_allowed()}")
+    files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+    files = sorted((path for path in files if not path.name.startswith(".")), key=_natural)
+    images = [path for path in files if path.suffix.lower() in IMAGES]
+    clips = [Clip(run) for run in _runs(images)]
+    clips += [Clip((path,)) for path in files if path.suffix.lower() in VIDEOS]
+    for path in files:
+        if path.suffix.lower() in DEMONSTRATIONS:
+            clips += [Clip((path,), episode) for episode in range(_episodes(path))]
+    if not clips:
+        found = sorted({path.suffix or path.name for path in files})[:8]
+        raise InvalidInput(f"{source} holds no frames: {', '.join(found) or 'it is empty'}. {_allowed()}")
+    order = np.random.default_rng((seed, len(clips))).permutation(len(clips))
+    return [clips[k] for k in order]
+
+
+def read_clip(clip: Clip, config: PretrainConfig, rng: np.random.Generator, reading: Reading) -> Iterator[Any]:
+    """Yield a clip's frames, (H, H, 3); what cannot be read is left out and noted in `reading`."""
+    for path, image in _pictures(clip, config.every, reading):
+        try:
+            square = _square(image, config, rng, reading)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes only now
+            reading.skipped.append(f"{path}: {_words(error)}")
+            continue
+        yield square
+
+
+def _pictures(clip: Clip, every: int, reading: Reading) -> Iterator[tuple[Path, Image.Image]]:
+    if clip.episode >= 0:
+        yield from _demonstrated(clip, every, reading)
+    elif clip.is_video:
+        yield from _filmed(clip.paths[0], every, reading)
+    else:
+        for path in clip.paths:
+            try:
+                with Image.open(path) as image:
+                    yield path, ImageOps.exif_transpose(image)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                reading.skipped.append(f"{path}: {_words(error)}")
+
+
+def _filmed(path: Path, every: int, reading: Reading) -> Iterator[tuple[Path, Image.Image]]:
+    """Every n-th frame of a video, up to where it is damaged."""
+    av = require("av", extra="video", purpose="Reading videos")
+    try:
+        with av.open(str(path)) as file:
+            if not file.streams.video:
+                raise ValueError("it has no video stream")
+            for frame in islice(file.decode(video=0), 0, None, every):
+                yield path, frame.to_image()
+    except (av.FFmpegError, ValueError, OSError) as error:
+        reading.skipped.append(f"{path}: {_words(error)}")
+
+
+def _demonstrated(clip: Clip, every: int, reading: Reading) -> Iterator[tuple[Path, Image.Image]]:
+    """Every n-th step of an episode, all cameras."""
+    path = clip.paths[0]
+    try:
+        frames = DemoDataset(path).frames(clip.episode, slice(None, None, every))  # (n, V, H, W, 3)
+    except S2RobotError as error:
+        reading.skipped.append(f"{path}, episode {clip.episode}: {_words(error)}")
+        return
+    for frame in frames.reshape(-1, *frames.shape[2:]):
+        yield path, Image.fromarray(frame)
+
+
+def _square(
+    image: Image.Image, config: PretrainConfig, rng: np.random.Generator, reading: Reading
+) -> NDArray[np.uint8]:
+    """(frame_size, frame_size, 3) out of an image of any size and colour mode."""
+    shorter, size = min(image.size), config.frame_size
+    left, top = ((side - shorter) * (rng.random() if config.square == "random" else 0.5) for side in image.size)
+    box = (int(left), int(top), int(left) + shorter, int(top) + shorter)
+    square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box)
+    reading.enlarged += shorter < size
+    return np.asarray(square, dtype=np.uint8)
+
+
+def _runs(images: list[Path]) -> Iterator[tuple[Path, ...]]:
+    longest = min(LONGEST_RUN, max(1, len(images) // FEWEST_CLIPS))
+    for _, together in groupby(images, key=lambda path: path.parent):
+        names = list(together)
+        for start in range(0, len(names), longest):
+            yield tuple(names[start : start + longest])
+
+
+def _episodes(path: Path) -> int:
+    """How many episodes a file has; 1 for a damaged one, which is noted when it is read."""
+    try:
+        return len(DemoDataset(path))
+    except S2RobotError:
+        return 1
+
+
+def _natural(path: Path) -> tuple[str, list[tuple[int, str]]]:
+    """img2 before img10."""
+    parts = re.split(r"(\d+)", path.name)
+    return str(path.parent), [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def _allowed() -> str:
+    kinds = f"images ({' '.join(IMAGES)}), videos ({' '.join(VIDEOS)}) or demonstrations ({' '.join(DEMONSTRATIONS)})"
+    return f"Give a folder of {kinds}, or one such file, e.g. --source recordings/"
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
