@@ -102,7 +102,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         for action in actions:
             self.advance(action)
             executed += 1
-            reward += float(self._env.reward())
+            reward += float(self._env.reward(None))
             success = bool(self._env._check_success())
             self._over = success or self._steps >= self.task.horizon
             if self._over:
