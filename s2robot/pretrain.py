@@ -7,6 +7,8 @@ Every batch is a function of (seed, step) alone, so a resumed run takes the same
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,18 +19,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from s2robot import files, pretrain_state, views
-from s2robot.errors import S2RobotError
-from s2robot.footage import gather
+from s2robot import files, pretrain_state, ranks, reconstructions, views
+from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.footage import Footage, gather
 from s2robot.mae import MaskedAutoencoder
 from s2robot.mae_merged import MergedAutoencoder
+from s2robot.pretrain_log import Journal
 from s2robot.pretrain_state import State
+from s2robot.ranks import Ranks
 from s2robot.recipe import PretrainConfig, keep_recipe, learning_rate
 
 Progress = Callable[[int, int, str], None]
 LOG_EVERY = 25  # steps
 VALID_BATCHES = 4
+PICTURED = 4  # held-out views of each kind
+ALONE = Ranks()
 Part = tuple[views.Squares, Tensor]  # one part of a batch, and the noise that masks it
 
 
@@ -38,60 +45,92 @@ def pretrain(config: PretrainConfig, out: Path, progress: Progress = lambda done
     Raises:
         S2RobotError: the folder holds a run with another recipe, or the loss became NaN.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    keep_recipe(config, out)
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = find_device(config.device)
-    footage = gather(config, out, progress)
-    state = pretrain_state.restore(config, out, device)
-    train = _near(footage.train, device)
-    files.keep_lines(out / "metrics.jsonl", lambda row: row["step"] <= state.step)
-    with files.JsonLines(out / "metrics.jsonl") as metrics:
-        began, watch = time.monotonic(), Watch(out, device)
-        for step, parts in _ahead(train, config, state.step):
-            loss = take_step(state, config, parts, device)
+    device = ranks.find_device(config.device)
+    with ranks.joined(device) as here:
+        if config.batch % (here.world * config.accumulate):
+            raise InvalidInput(
+                f"--batch {config.batch} does not divide among {here.world} processes and --accumulate "
+                f"{config.accumulate} equal parts"
+            )
+        footage = _prepare(config, out, here, progress)
+        state = pretrain_state.restore(config, out, device)
+        if here.world > 1:
+            places = [device] if device.type == "cuda" else None
+            state.shared = DistributedDataParallel(state.model, device_ids=places, broadcast_buffers=False)
+        _train(state, config, out, footage, here, progress)
+        if here.is_first:
+            pretrain_state.export(state, config, out)
+        here.wait()
+    return pretrain_state.weights_file(config, out)
+
+
+def _prepare(config: PretrainConfig, out: Path, here: Ranks, progress: Progress) -> Footage:
+    """The folder and its frames: the first process makes them, the others find them there."""
+    if here.is_first:
+        out.mkdir(parents=True, exist_ok=True)
+        keep_recipe(config, out)
+        gather(config, out, progress)
+    here.wait()
+    return gather(config, out, progress)
+
+
+def _train(state: State, config: PretrainConfig, out: Path, footage: Footage, here: Ranks, progress: Progress) -> None:
+    device = next(state.model.parameters()).device
+    train, watch = _near(footage.train, device), Watch(out, device)
+    with Journal(config, out, state.step, here, device) as journal:
+        for step, parts in _ahead(train, config, state.step, here):
+            numbers = take_step(state, config, parts, device, here)
             done = state.step
-            is_last, is_kept = done == config.steps, done % config.checkpoint_every == 0
-            watch(step, loss, now=is_last or is_kept or done % LOG_EVERY == 0)
-            if done % LOG_EVERY == 0:
-                row = {"step": done, "loss": round(watch.loss, 5), "lr": learning_rate(config, step)}
-                metrics.write(row | {"seconds": round(time.monotonic() - began, 1)})
-            progress(done, config.steps, f"loss {watch.loss:.3f}")
-            if is_kept or is_last:
+            is_logged, is_kept = done % LOG_EVERY == 0, done % config.checkpoint_every == 0 or done == config.steps
+            watch(step, numbers, now=is_logged or is_kept)
+            if is_logged:
+                journal.step(done, watch.loss, learning_rate(config, step))
+            if is_kept and here.is_first:
+                began = time.monotonic()
                 scores = validate(state.best, config, footage.valid, device)
                 watch.check(step, list(scores.values()))
-                metrics.write({"step": done} | {f"valid_{kind}": round(score, 5) for kind, score in scores.items()})
+                journal.write({"step": done} | {f"valid_{kind}": round(score, 5) for kind, score in scores.items()})
+                picture(state.best, config, footage.valid, out / "pictures" / f"{done:07d}.png")
                 pretrain_state.save(state, config, out)
-    return pretrain_state.export(state, config, out)
+                journal.rested(time.monotonic() - began)
+            if here.is_first:
+                progress(done, config.steps, journal.note(done, watch.loss))
 
 
-def take_step(state: State, config: PretrainConfig, parts: list[Part], device: torch.device) -> Tensor:
-    """One step of the optimiser on one batch in parts; returns [loss, norm of the gradient]  (2,)."""
+def take_step(
+    state: State, config: PretrainConfig, parts: list[Part], device: torch.device, here: Ranks = ALONE
+) -> Tensor:
+    """One step of the optimiser on this process's share of a batch; returns [loss, norm of the gradient]  (2,)."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=device)
-    for squares, noise in parts:
+    for number, (squares, noise) in enumerate(parts):
         images = views.develop(squares, state.model.size, device)
-        with _autocast(config, device):
-            loss = state.model(images, noise.to(device))[0] / len(parts)
-        loss.backward()
+        # Gradients are exchanged once, with the last part.
+        quiet = state.shared.no_sync() if state.shared and number < len(parts) - 1 else contextlib.nullcontext()
+        with quiet:
+            with _autocast(config, device):
+                loss = (state.shared or state.model)(images, noise.to(device))[0] / len(parts)
+            loss.backward()
         total += loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.clip or math.inf)
     state.optimizer.step()
     if state.average is not None:
         state.average.update_parameters(state.model)
     state.step += 1
-    return torch.stack([total, norm])
+    return torch.stack([here.mean(total), norm])
 
 
-def draw_batch(frames: views.Frames, config: PretrainConfig, step: int) -> list[Part]:
-    """The batch of a step, in the parts it is computed in."""
+def draw_batch(frames: views.Frames, config: PretrainConfig, step: int, here: Ranks = ALONE) -> list[Part]:
+    """This process's share of the batch of a step, in the parts it is computed in."""
     rng = np.random.default_rng((config.seed, step))
     cuts = views.draw_cuts(len(frames), config, rng)
     noise = views.draw_noise(config, rng)
-    return _in_parts(frames, cuts, noise, config)
+    mine = here.share(config.batch)
+    return _in_parts(frames, cuts[mine], noise[mine], config)
 
 
 @torch.no_grad()
@@ -100,9 +139,8 @@ def validate(
 ) -> dict[str, float]:
     """Loss on held-out frames with fixed views and masks: of whole frames and tiles, or of each scale when merged."""
     merged = model if isinstance(model, MergedAutoencoder) else None
-    kinds = ("base", "tile") if config.scales[1:] and merged is None else ("base",)
     scores: dict[str, float] = {}
-    for kind in kinds:
+    for kind in _kinds(model, config):
         rng = np.random.default_rng(1)
         batches = [views.draw_cuts(len(frames), config, rng, kind) for _ in range(VALID_BATCHES)]
         losses = []
@@ -118,9 +156,17 @@ def validate(
     return scores
 
 
-def find_device(name: str) -> torch.device:
-    """`auto`: CUDA when there is one, else the CPU."""
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+def picture(model: MaskedAutoencoder, config: PretrainConfig, frames: NDArray[np.uint8], path: Path) -> None:
+    """Paint a few held-out views, the same at every checkpoint."""
+    device, rng = next(model.parameters()).device, np.random.default_rng(2)
+    triples: list[reconstructions.Triple] = []
+    for kind in _kinds(model, config):
+        cuts, noise = views.draw_cuts(len(frames), config, rng, kind)[:PICTURED], views.draw_noise(config, rng)
+        images = views.develop(views.cut_squares(frames, cuts), model.size, device)
+        with _autocast(config, device):
+            triples += reconstructions.reconstruct(model, images, noise[: len(cuts)].to(device))
+    with files.atomic(path) as temporary:
+        reconstructions.sheet(triples).save(temporary, format="PNG")
 
 
 class Watch:
@@ -160,14 +206,20 @@ def _in_parts(frames: views.Frames, cuts: views.Cuts, noise: Tensor, config: Pre
     return [(views.cut_squares(frames, cuts[rows]), noise[rows]) for rows in slices]
 
 
-def _ahead(frames: views.Frames, config: PretrainConfig, start: int) -> Iterator[tuple[int, list[Part]]]:
+def _kinds(model: MaskedAutoencoder, config: PretrainConfig) -> tuple[str, ...]:
+    """Kinds of views to look at one by one: whole frames, and tiles where they are seen by themselves."""
+    return ("base", "tile") if config.scales[1:] and not isinstance(model, MergedAutoencoder) else ("base",)
+
+
+def _ahead(frames: views.Frames, config: PretrainConfig, start: int, here: Ranks) -> Iterator[tuple[int, list[Part]]]:
     """Each step and its batch, which another thread cuts while the step before it is taken."""
+    draw = functools.partial(draw_batch, frames, config, here=here)
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(draw_batch, frames, config, start)
+        coming = pool.submit(draw, start)
         for step in range(start, config.steps):
             parts = coming.result()
             if step + 1 < config.steps:
-                coming = pool.submit(draw_batch, frames, config, step + 1)
+                coming = pool.submit(draw, step + 1)
             yield step, parts
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from s2robot import files
@@ -31,6 +32,7 @@ class State:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None  # None: the last weights are the ones to use
     step: int = 0  # steps taken
+    shared: DistributedDataParallel | None = None  # the model, where other processes train it too
 
     @property
     def best(self) -> MaskedAutoencoder:
@@ -134,11 +136,16 @@ def export(state: State, config: PretrainConfig, out: Path) -> Path:
     from safetensors.torch import save_file
 
     weights = {key: value.detach().half().cpu().contiguous() for key, value in state.best.encoder.state_dict().items()}
-    path = out / f"{config.name}.safetensors"
+    path = weights_file(config, out)
     about = {"name": config.name, "licence": "MIT", "recipe": asdict(config)}
     with files.atomic(path) as temporary:  # one key: safetensors writes several in no fixed order
         save_file(weights, str(temporary), {"s2robot": json.dumps(about)})
     return path
+
+
+def weights_file(config: PretrainConfig, out: Path) -> Path:
+    """Where `export` writes."""
+    return out / f"{config.name}.safetensors"
 
 
 def _average(model: MaskedAutoencoder, decay: float) -> AveragedModel:

@@ -12,6 +12,7 @@ from s2robot import config as configuration
 
 
 def do_pretrain(argv: Sequence[str]) -> int:
+    from s2robot import ranks
     from s2robot.pretrain import pretrain as run
     from s2robot.recipe import PretrainConfig
 
@@ -26,7 +27,7 @@ def do_pretrain(argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, help="run folder")
     options, rest = parser.parse_known_args(list(argv))
     config = configuration.load(PretrainConfig, options.config, rest)
-    console = Console()
+    console = Console(quiet=not ranks.find().is_first)  # of several processes, one speaks
     with progress.bar("pretrain", console) as told:
         weights = run(config, Path(options.out), told)
     about = Path(options.out) / "footage.json"

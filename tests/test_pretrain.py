@@ -229,12 +229,14 @@ def test_held_out_frames_are_never_trained_on(tmp_path: Path, monkeypatch: pytes
     frames = some_frames()
     frames[:7] = 255
     monkeypatch.setattr(pretrain, "gather", lambda config, out, progress: Footage(frames, 7))
-    seen = []
+    seen: list[pretrain.Part] = []
     take_step = pretrain.take_step
-    monkeypatch.setattr(
-        pretrain, "take_step", lambda state, config, parts, device: seen.extend(parts) or take_step(
-            state, config, parts, device)
-    )  # fmt: skip
+
+    def look(state: pretrain_state.State, config: PretrainConfig, parts: list[pretrain.Part], *rest: Any) -> Any:
+        seen.extend(parts)
+        return take_step(state, config, parts, *rest)
+
+    monkeypatch.setattr(pretrain, "take_step", look)
     pretrain.pretrain(TINY, tmp_path)
     brightest = max(int(pixels.flatten(1).min(1).values.max()) for squares, _ in seen for _, pixels in squares.groups)
     assert brightest < 255

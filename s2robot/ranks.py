@@ -1,0 +1,83 @@
+"""Training on several accelerators or machines: one process each, started by torchrun.
+
+    torchrun --nproc-per-node 8 -m s2robot.cli pretrain --out runs/large ...
+
+Each process computes its share of every batch, gradients are averaged, and the first process alone writes. The run
+folder must be on a disk that all of them see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Longer than any rendering or validation, for which the others wait. When one fails, torchrun ends them all.
+PATIENCE = datetime.timedelta(days=2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0  # on this machine
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of `count` things, of which there are as many for each."""
+        size = count // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def mean(self, numbers: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if self.world > 1:
+            dist.all_reduce(numbers)
+            numbers /= self.world
+        return numbers
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def find() -> Ranks:
+    """What torchrun says; one process where nobody says anything."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+    if any(name not in os.environ for name in names):
+        return Ranks()
+    return Ranks(*(int(os.environ[name]) for name in names[:3]))
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Meet the other processes; part from them at the end."""
+    here = find()
+    if here.world == 1:
+        yield here
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield here
+    finally:
+        dist.destroy_process_group()
+
+
+def find_device(name: str) -> torch.device:
+    """`auto`: CUDA when there is one, else the CPU; of several, this process's own."""
+    device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", find().local)
+        torch.cuda.set_device(device)
+    return device
