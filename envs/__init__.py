@@ -9,12 +9,13 @@ from typing import Any
 
 import gymnasium
 
-from s2robot.envs import lift, pick_color, stack
+from s2robot.envs import lift, pick_color, pick_place_can, reach, stack
 from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.envs.task import TaskSpec
 from s2robot.errors import UnknownName
 
-TASKS: dict[str, TaskSpec] = {task.name: task for task in (lift.TASK, pick_color.TASK, pick_color.SMALL, stack.TASK)}
+SPECS = (lift.TASK, pick_color.TASK, pick_color.SMALL, stack.TASK, pick_place_can.TASK, reach.TASK)
+TASKS: dict[str, TaskSpec] = {task.name: task for task in SPECS}
 
 
 def get_task(name: str) -> TaskSpec:

@@ -80,7 +80,9 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         env = self._env
-        env.rng = env.placement_initializer.rng = self.np_random
+        env.rng = self.np_random
+        for sampler in _samplers(env.placement_initializer):
+            sampler.rng = self.np_random
         for robot in env.robots:  # robosuite keeps the fingers' command across resets: an episode must not see the last
             for gripper in robot.gripper.values():
                 gripper.current_action = np.zeros(gripper.dof)
@@ -200,6 +202,13 @@ def _make_robosuite(task: TaskSpec) -> Any:
             seed=0,
             **task.robosuite_kwargs(rng),
         )
+
+
+def _samplers(sampler: Any) -> Iterator[Any]:
+    """A placement sampler of robosuite's and those it is made of: each keeps a generator of its own."""
+    yield sampler
+    for inner in getattr(sampler, "samplers", {}).values():
+        yield from _samplers(inner)
 
 
 @contextlib.contextmanager

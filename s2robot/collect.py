@@ -87,7 +87,8 @@ def collect(config: CollectConfig, path: Path, progress: Progress = lambda done,
 
 def demonstrate(env: RobosuiteEnv, seed: int, noise: float, shoves: float = 0.0) -> Episode:
     """One episode of the task's expert, disturbed; a function of the arguments alone."""
-    disturb = Disturbance(np.random.default_rng((seed, 1)), noise, shoves)
+    fingers = env.task.action_names.index("gripper") if "gripper" in env.task.action_names else None
+    disturb = Disturbance(np.random.default_rng((seed, 1)), noise, shoves, fingers)
     expert = env.task.expert()
     observation, _ = env.reset(seed=seed)
     names = ("frames", "proprioception", "actions", "executed", "states", *(["goal"] if "goal" in observation else []))
@@ -121,20 +122,25 @@ class Disturbance:
 
     SHOVE_STEPS = (2, 7)
 
-    def __init__(self, rng: np.random.Generator, noise: float, shoves: float) -> None:
-        self.rng, self.noise, self.shoves = rng, noise, shoves
+    def __init__(self, rng: np.random.Generator, noise: float, shoves: float, fingers: int | None) -> None:
+        self.rng, self.noise, self.shoves, self.fingers = rng, noise, shoves, fingers
         self._left, self._command = 0, np.zeros(0)
 
     def __call__(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What is executed in place of the clean action (M,), its last entry the fingers' command."""
-        noise = np.append(self.rng.normal(0, self.noise, len(action) - 1), 0.0)
+        """What is executed in place of the clean action (M,)."""
+        motions = len(action) - (self.fingers is not None)
+        noise = self._spread(self.rng.normal(0, self.noise, motions), 0.0)
         if self._left == 0 and self.rng.random() < self.shoves:
             self._left = int(self.rng.integers(*self.SHOVE_STEPS))
-            self._command = np.append(self.rng.uniform(-1, 1, len(action) - 1), self.rng.choice([-1.0, 1.0]))
+            self._command = self._spread(self.rng.uniform(-1, 1, motions), self.rng.choice([-1.0, 1.0]))
         shoved = self._left > 0
         self._left = max(0, self._left - 1)
         executed: NDArray[np.float32] = np.clip((self._command if shoved else action) + noise, -1, 1).astype(np.float32)
         return executed
+
+    def _spread(self, motions: NDArray[np.float64], fingers: float) -> NDArray[np.float64]:
+        """Motions, with the fingers' command in its place."""
+        return motions if self.fingers is None else np.insert(motions, self.fingers, fingers)
 
 
 def _first_successes(outcome: dict[int, bool], first: int, wanted: int) -> list[int]:

@@ -105,15 +105,15 @@ def test_demonstrations_hold_the_clean_action_beside_the_disturbed_one(lift_env:
 
 def test_shoves_take_over_arm_and_fingers_for_a_few_steps() -> None:
     action = np.array([0.5, 0.5, 0.5, -1], np.float32)
-    never = Disturbance(np.random.default_rng(0), noise=0.0, shoves=0.0)
+    never = Disturbance(np.random.default_rng(0), noise=0.0, shoves=0.0, fingers=3)
     assert all((never(action) == action).all() for _ in range(200))
-    often = Disturbance(np.random.default_rng(0), noise=0.0, shoves=0.05)
+    often = Disturbance(np.random.default_rng(0), noise=0.0, shoves=0.05, fingers=3)
     shoved = np.array([(often(action) != action).any() for _ in range(4000)])
     edges = np.diff(np.pad(shoved.astype(int), 1))
     lengths = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
     assert 0.1 < shoved.mean() < 0.25
     assert lengths.min() >= 2 and np.median(lengths) <= 6
-    twins = [Disturbance(np.random.default_rng(3), 0.3, 0.1) for _ in range(2)]
+    twins = [Disturbance(np.random.default_rng(3), 0.3, 0.1, 3) for _ in range(2)]
     for _ in range(50):
         np.testing.assert_array_equal(twins[0](action), twins[1](action))
 

@@ -1,0 +1,58 @@
+"""An expert for whatever is picked up in one place and put down in another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2robot.envs.lift import LiftExpert
+from s2robot.envs.task import Privileged, finger_state
+
+
+class CarryExpert(LiftExpert):
+    """Grasp as in Lift; carry over the place, down a second funnel, let go, rise.
+
+    Reads `cube` (whatever is carried), `place` (where its centre should come to), `gripper`, `fingers`. Where it goes
+    with the thing in hand is again a smooth function of where the thing is, and it lets go where the thing has come to
+    rest: that the fingers' position cannot tell, but the eyes can.
+    """
+
+    CARRY = 0.06  # height kept over the place while beside it [m]
+    SPOT, BESIDE = 0.008, 0.05  # horizontal error at which the second funnel has come all the way down, begins [m]
+    RESTING = (0.012, 0.006)  # let go within this much sideways and in height [m]
+    NEAR = 0.03  # the thing's centre is this near the gripper when it is held [m]
+
+    def reset(self) -> None:
+        super().reset()
+        self._let_go = False
+
+    def act(self, state: Privileged) -> NDArray[np.float32]:
+        error = state["place"] - state["cube"]
+        aside = float(np.hypot(error[0], error[1]))
+        if aside < self.RESTING[0] and abs(error[2]) < self.RESTING[1]:
+            self._let_go = True
+        if self._let_go:
+            if aside < 2 * self.RESTING[0]:
+                return self._move(np.array([0.0, 0.0, 0.05]), close=False)
+            self.reset()  # it fell off: begin again
+        grasp = super().act(state)
+        if not self._holds(state):
+            return grasp
+        height = self.CARRY * np.clip((aside - self.SPOT) / (self.BESIDE - self.SPOT), 0, 1)
+        below = error[2] + height > 0.02  # first up, then over: nothing must be met sideways
+        sideways = error[:2] * (0.1 if below and aside > self.SPOT else 1.0)
+        return self._move(np.array([*sideways, error[2] + height]), close=True)
+
+    def _holds(self, state: Privileged) -> bool:
+        opening, speed = state["fingers"]
+        near = np.linalg.norm(state["cube"] - state["gripper"]) < self.NEAR
+        return bool(self._closing and near and opening < self.CLOSED[0] and abs(speed) < self.CLOSED[1])
+
+
+def hand(env: Any) -> dict[str, NDArray[np.float64]]:
+    """Of robosuite's robot 0: where the gripper is [m], how far apart the fingers are [m], how fast they part [m/s]."""
+    gripper = env.sim.data.site_xpos[env.robots[0].eef_site_id["right"]]
+    left, right, left_speed, right_speed = finger_state(env)
+    return {"gripper": gripper.copy(), "fingers": np.array([left - right, left_speed - right_speed])}
