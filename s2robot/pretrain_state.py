@@ -90,7 +90,7 @@ def restore(config: PretrainConfig, out: Path, device: torch.device) -> State:
             adopt(state.model, config)
         return state
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)  # where AdamW keeps its count of steps
         recipe, model, average = saved["recipe"], saved["model"], saved["average"]
     except Exception as error:  # torch raises many kinds for a damaged file
         why = (str(error).splitlines() or ["no message"])[0]
@@ -151,8 +151,9 @@ def weights_file(config: PretrainConfig, out: Path) -> Path:
 def _average(model: MaskedAutoencoder, decay: float) -> AveragedModel:
     """The exponential average of the weights; the first steps count less, so that it does not begin with noise."""
 
-    def update(averages: Any, current: Any, count: Tensor | int) -> None:
-        seen = int(count)
+    def update(averages: Any, current: Any, _: Tensor | int) -> None:
+        seen = int(average.n_averaged)  # the same number as is passed, but always on the CPU: nothing waits for it
         torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + seen) / (10 + seen)))
 
-    return AveragedModel(model, multi_avg_fn=update).requires_grad_(False)
+    average = AveragedModel(model, multi_avg_fn=update)
+    return average.requires_grad_(False)
