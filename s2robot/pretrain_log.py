@@ -71,7 +71,7 @@ class Journal:
         if self._board is not None:
             for name, value in row.items():
                 if name not in ("step", "seconds"):
-                    self._board.add_scalar(name.replace("_", "/", 1), value, row["step"])
+                    self._board.add_scalar(name.replace("valid_", "valid/"), value, row["step"])
 
     def rested(self, seconds: float) -> None:
         """So long was spent on something else than training, e.g. validation."""

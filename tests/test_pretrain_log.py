@@ -129,7 +129,7 @@ def test_numbers_go_to_tensorboard_where_it_is_installed(tmp_path: Path, monkeyp
     assert told[0] == ("tensorboard", 1)
     assert told[-1] == "closed"
     names = {name for name, _, _ in told[1:-1]}
-    assert names == {"loss", "lr", "images/per_second", "percent/of_peak", "valid/base", "valid/tile"}
+    assert names == {"loss", "lr", "images_per_second", "percent_of_peak", "valid/base", "valid/tile"}
     losses = {step: value for name, value, step in told[1:-1] if name == "loss"}
     rows = {row["step"]: row["loss"] for row in files.read_jsonl(tmp_path / "metrics.jsonl") if "loss" in row}
     assert losses == rows
