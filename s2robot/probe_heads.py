@@ -158,7 +158,7 @@ class DenseHead(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         matrix = self.axes @ self.weight  # (C, outputs)
-        each = torch.einsum("bchw,co->bohw", maps, matrix) + (self.bias - self.mean @ matrix)[:, None, None]
+        each = F.conv2d(maps, matrix.T[:, :, None, None], self.bias - self.mean @ matrix)
         return F.interpolate(each, size=(self.side, self.side), mode="bilinear", align_corners=False)
 
 
@@ -230,6 +230,6 @@ def _minimise(objective: Callable[[], Tensor], variables: list[Tensor]) -> None:
         solver.zero_grad()
         value = objective()
         value.backward()
-        return float(value)
+        return float(value.detach())
 
     solver.step(closure)

@@ -165,11 +165,13 @@ MEASURES: dict[str, Measure] = {
             "leftmost", True,
             ("map", "linear on the map", "", "map", right_leftmost, ratio),
             ("mean", "linear on the mean token", "", "mean", right_leftmost, ratio),
+            ("softmax", "spatial softmax", "", "softmax", right_leftmost, ratio),
         ),
         *_of(
             "shape", True,
             ("map", "linear on the map", "", "map", right_shape, ratio),
             ("mean", "linear on the mean token", "", "mean", right_shape, ratio),
+            ("softmax", "spatial softmax", "", "softmax", right_shape, ratio),
         ),
         *_of("segmentation", True, ("miou", "mIoU, linear a token", "", "labels", pixels_by_label, mean_iou)),
         *_of("depth", False, ("rmse", "RMSE, linear a token", "m", "depth", metres_off_squared, root_of_ratio)),
@@ -178,6 +180,7 @@ MEASURES: dict[str, Measure] = {
             "contact", True,
             ("map", "linear on the wrist's map", "", "map", right_contact, balanced_accuracy),
             ("mean", "linear on the wrist's mean token", "", "mean", right_contact, balanced_accuracy),
+            ("softmax", "spatial softmax on the wrist", "", "softmax", right_contact, balanced_accuracy),
         ),
     )
 }  # fmt: skip

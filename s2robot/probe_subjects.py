@@ -1,10 +1,12 @@
 """From what is typed to what is probed: encoders by name, by weights file, with random weights, or from outside.
 
-s2robot-tiny                      an encoder with its own weights
-random, s2robot-tiny:random       with random weights
-s2robot-tiny=FILE                 with the weights of a file
-mine=FILE                         the same for a file of s2robot-tiny's layout, under a name of one's own
-efficientnet-lite0                a ConvNet from outside (`s2robot.probe_reference`)
+    s2robot-tiny                      an encoder with its own weights
+    random, s2robot-tiny:random       with random weights
+    s2robot-tiny=FILE                 with the weights of a file
+    mine=FILE                         a file that `s2robot pretrain` wrote, under a name of one's own
+    efficientnet-lite0                a ConvNet from outside (`s2robot.probe_reference`)
+
+Every scale becomes an encoder of its own over the same weights.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from pathlib import Path
 
 from s2robot import probe_reference
 from s2robot.backbones import load_backbone
-from s2robot.catalogue import NAMED, find_encoder
+from s2robot.catalogue import NAMED, OWN, find_encoder
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.engines import find_device
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.probe_features import Subject
 
 RANDOM = "random"
-OWN_LAYOUT = "s2robot-tiny"
+UNTRAINED = "s2robot-tiny"  # what "random" is
 
 
 def check_name(text: str) -> None:
@@ -57,9 +59,9 @@ def _parse(text: str) -> tuple[str, str | None, bool]:
     if equals:
         if not Path(path).expanduser().is_file():
             raise InvalidInput(f"No weights file {path!r} for {name!r}. Give NAME=FILE.safetensors")
-        return (name if name in NAMED or name.startswith("timm:") else OWN_LAYOUT), path, False
+        return (name if name in NAMED or name.startswith("timm:") else OWN), path, False
     if text == RANDOM:
-        return OWN_LAYOUT, None, True
+        return UNTRAINED, None, True
     name, is_random = text.removesuffix(f":{RANDOM}"), text.endswith(f":{RANDOM}")
     try:
         return find_encoder(name).name, None, is_random
