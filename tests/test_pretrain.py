@@ -187,6 +187,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_last_good_state(
     assert pretrain.pretrain(TINY, folder).read_bytes() == whole.read_bytes()
 
 
+def test_where_looking_costs_a_wait_no_state_is_kept_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_step = pretrain.take_step
+
+    class Patient(pretrain.Watch):
+        def __init__(self, out: Path, device: torch.device) -> None:
+            super().__init__(out, torch.device("cuda"))
+
+    def spoil(state: pretrain_state.State, *rest: Any) -> torch.Tensor:
+        return take_step(state, *rest) * (torch.nan if state.step == 8 else 1.0)
+
+    monkeypatch.setattr(pretrain, "Watch", Patient)
+    monkeypatch.setattr(pretrain, "take_step", spoil)
+    with pytest.raises(S2RobotError, match="nan at step 7"):
+        pretrain.pretrain(TINY, folder_with_frames(tmp_path))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 5
+
+
 def test_where_looking_costs_a_wait_the_step_that_went_wrong_is_still_named(tmp_path: Path) -> None:
     watch = pretrain.Watch(tmp_path, torch.device("cuda"))
     good, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, torch.inf])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_speed_leaves_out_what_is_not_training(tmp_path: Path, clock: Clock) -> 
     rows = files.read_jsonl(tmp_path / "metrics.jsonl")
     assert [row["images_per_second"] for row in rows] == [50.0, 20.0]
     assert [row["seconds"] for row in rows] == [4.0, 9.0]
+
+
+def test_validation_is_not_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    validate = pretrain.validate
+
+    def slow(*arguments: Any) -> dict[str, float]:
+        time.sleep(0.1)
+        return validate(*arguments)
+
+    monkeypatch.setattr(pretrain, "validate", slow)
+    monkeypatch.setattr(Journal, "rested", lambda self, seconds: rests.append(seconds))
+    pretrain.pretrain(TINY, folder_with_frames(tmp_path))
+    assert len(rests) == 3
+    assert min(rests) >= 0.1
 
 
 def test_the_share_of_the_peak_is_of_all_processes() -> None:
