@@ -26,7 +26,7 @@ from s2robot.errors import InvalidInput, UnknownName
 from s2robot.probe_data import ProbeData, ProbeDataConfig, load_data
 from s2robot.probe_features import READOUTS, ReadOut, Subject, encode_part
 from s2robot.probe_scores import MEASURES, Measure, iou_by_label
-from s2robot.probe_subjects import check_name, find_subject
+from s2robot.probe_subjects import find_subject
 from s2robot.probe_tasks import PROBES, VERSION, Evidence, Fitted, blind
 from s2robot.progress import Report
 
@@ -66,23 +66,28 @@ class ProbeConfig:
 
 
 def probe(
-    config: ProbeConfig, scenes: Path, out: Path, told: Callable[[str], Report], processes: int | None = None
+    config: ProbeConfig,
+    scenes: Path,
+    out: Path,
+    told: Callable[[str], Report],
+    processes: int | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """Run or resume; returns what `out/probe.json` holds.
 
     Args:
         scenes: folder of rendered scenes and their features.
         told: makes the progress report of a stage.
+        processes: that render; default: one a core.
+        command: what was typed, for the record.
     """
-    for name in config.encoders:
-        check_name(name)
+    subjects = [find_subject(name, config.encoder) for name in config.encoders]  # mistakes are said before any work
     data = load_data(config.scenes, scenes, told("render"), processes)
     out.mkdir(parents=True, exist_ok=True)
     counts: Scores = {}
     rows: list[dict[str, Any]] = []
     with Journal(out / "scores.jsonl") as journal:
-        for name in config.encoders:
-            subject = find_subject(name, config.encoder)
+        for name, subject in zip(config.encoders, subjects, strict=True):
             parts = [encode_part(looker, data, told(f"encode {name}")) for looker in subject.lookers]
             lengths = {"train": data.train.count, "test": data.test.count}
             readouts = [ReadOut(each, parts, lengths) for each in config.readouts]
@@ -92,7 +97,7 @@ def probe(
                 counts |= {(name, readout.name, measure): value for measure, value in found.items()}
                 rows.append(_row(subject, readout, found, chosen))
     result = {
-        "config": dataclasses.asdict(config), "n": {"train": data.train.count, "test": data.test.count},
+        "command": command, "config": dataclasses.asdict(config), "n": {"train": data.train.count, "test": data.test.count},
         "data_fingerprint": data.fingerprint, "rows": rows, "blind": _blind(config, data),
         "differences": differences(counts, config.encoders, config.readouts),
         "machine": machine.machine(), "versions": machine.versions(), "git": machine.git_revision(),

@@ -26,11 +26,6 @@ RANDOM = "random"
 UNTRAINED = "s2robot-tiny"  # what "random" is
 
 
-def check_name(text: str) -> None:
-    """Say what is wrong with a name before anything is rendered or encoded."""
-    _parse(text)
-
-
 def find_subject(text: str, config: EncoderConfig) -> Subject:
     """Load what `text` names, one encoder a scale; `config` gives scales, engine and seed."""
     if text in probe_reference.NAMES:

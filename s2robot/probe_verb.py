@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,7 +49,7 @@ def do_probe(argv: Sequence[str]) -> int:
     config = configuration.load(ProbeConfig, None, words)
     console, out = Console(stderr=options.json), Path(options.out)
     with _Bars(console) as told:
-        result = probe(config, Path(options.data), out, told, options.workers)
+        result = probe(config, Path(options.data), out, told, options.workers, shlex.join(["s2robot", "probe", *argv]))
     picture = _picture(result["rows"])
     if picture:
         with files.atomic(out / "probe.svg") as temporary:

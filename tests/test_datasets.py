@@ -49,8 +49,9 @@ def make_episode(seed: int, **changes: Any) -> Episode:
 
 
 def same(one: Any, other: Any) -> bool:
-    alike = (one.seed, one.success) == (other.seed, other.success)
-    return alike and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in FIELDS)
+    return (one.seed, one.success) == (other.seed, other.success) and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in FIELDS
+    )
 
 
 def write(path: Path, seeds: list[int]) -> DemoDataset:
