@@ -97,8 +97,9 @@ def probe(
                 counts |= {(name, readout.name, measure): value for measure, value in found.items()}
                 rows.append(_row(subject, readout, found, chosen))
     result = {
-        "command": command, "config": dataclasses.asdict(config), "n": {"train": data.train.count, "test": data.test.count},
-        "data_fingerprint": data.fingerprint, "rows": rows, "blind": _blind(config, data),
+        "command": command, "config": dataclasses.asdict(config),
+        "n": {"train": data.train.count, "test": data.test.count}, "data_fingerprint": data.fingerprint,
+        "rows": rows, "blind": _blind(config, data),
         "differences": differences(counts, config.encoders, config.readouts),
         "machine": machine.machine(), "versions": machine.versions(), "git": machine.git_revision(),
     }  # fmt: skip

@@ -39,8 +39,7 @@ def make_episode(seed: int, **changes: Any) -> Episode:
     fields: dict[str, Any] = {
         "frames": rng.integers(0, 256, (length, 2, 8, 8, 3), dtype=np.uint8),
         "proprioception": 9 * floats(length, 5),
-        "actions": floats(length, 7),
-        "executed_actions": floats(length, 7),
+        **{name: floats(length, 7) for name in ("actions", "executed_actions")},
         "rewards": floats(length),
         "states": rng.normal(size=(length, 11)),
         "goal": np.tile(np.eye(4, dtype=np.float32)[seed % 4], (length, 1)),
@@ -49,9 +48,8 @@ def make_episode(seed: int, **changes: Any) -> Episode:
 
 
 def same(one: Any, other: Any) -> bool:
-    return (one.seed, one.success) == (other.seed, other.success) and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in FIELDS
-    )
+    alike = (one.seed, one.success) == (other.seed, other.success)
+    return alike and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in FIELDS)
 
 
 def write(path: Path, seeds: list[int]) -> DemoDataset:
