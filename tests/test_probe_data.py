@@ -86,7 +86,7 @@ def test_several_processes_render_the_same(tmp_path: Path) -> None:
     assert together.fingerprint == alone.fingerprint
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "other"])
+@pytest.mark.parametrize("damage", ["cut", "text", "other", "fewer"])
 def test_a_damaged_piece_is_named_with_its_remedy(tmp_path: Path, damage: str) -> None:
     load_data(SMALL, tmp_path, quiet, 1)
     path = tmp_path / SMALL.folder / "train-00001.npy"
@@ -96,7 +96,7 @@ def test_a_damaged_piece_is_named_with_its_remedy(tmp_path: Path, damage: str) -
         path.write_text("not an array")
     else:
         with path.open("wb") as file:
-            np.save(file, np.zeros(PIECE))
+            np.save(file, np.zeros(PIECE) if damage == "other" else np.zeros(PIECE - 1, scene_record(64)))
     with pytest.raises(CorruptFile, match=r"train-00001.npy.*Delete it \(rm "):
         load_data(SMALL, tmp_path, quiet, 1)
     path.unlink()

@@ -115,7 +115,7 @@ def test_spatial_softmax_finds_a_planted_place_and_nothing_in_shuffled_features(
     found, _ = fitted_error(maps, places)
     lost, _ = fitted_error(maps[torch.randperm(600, generator=torch.Generator().manual_seed(1))], places)
     blind = float(mean_error(places[:300].mean(dim=0), places[400:]))
-    assert found < 0.25 * blind
+    assert found < 0.1 * blind  # without the places themselves, a fifth
     assert lost > 0.9 * blind
 
 
