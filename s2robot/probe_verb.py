@@ -51,6 +51,7 @@ def do_probe(argv: Sequence[str]) -> int:
     with _Bars(console) as told:
         result = probe(config, Path(options.data), out, told, options.workers, shlex.join(["s2robot", "probe", *argv]))
     picture = _picture(result["rows"])
+    (out / "probe.svg").unlink(missing_ok=True)  # of other probes, perhaps
     if picture:
         with files.atomic(out / "probe.svg") as temporary:
             temporary.write_text(picture, encoding="utf-8")
@@ -79,7 +80,7 @@ class _Bars:
 
 
 def _tell(result: dict[str, Any], console: Console, out: Path) -> None:
-    console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
+    console.width = console.width if console.is_terminal else 170  # a file or a pipe has no right edge
     for name in result["config"]["probes"]:
         console.print(_table(name, result))
     n, seeds = result["n"], result["config"]["seeds"]
@@ -108,7 +109,7 @@ def _table(probe_name: str, result: dict[str, Any]) -> Table:
     table.add_column("sd", justify="right")
     versus = len(result["config"]["encoders"]) > 1
     if versus:
-        table.add_column(f"against {first}", justify="right")
+        table.add_column(f"against {first}", justify="right", min_width=20)
     for row in result["rows"]:
         scores = [row["scores"][measure.name] for measure in measures]
         cells = [row["encoder"], row["readout"], *[_interval(score, k == 0) for k, score in enumerate(scores)]]
