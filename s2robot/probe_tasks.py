@@ -32,11 +32,11 @@ from s2robot.probe_scores import has_depth
 AGENT, WRIST = range(len(CAMERAS))
 KEPT, KEPT_FLAT = 64, 16  # principal axes of a map: for the spatial softmax, and flattened
 AXES_SCENES = 250  # training scenes whose tokens show the axes
-SPATIAL = Schedule(steps=800, batch=128, lr=1e-2, every=25)
+SPATIAL = Schedule(steps=4000, batch=128, lr=5e-3, every=50)
 RECOGNISE = Schedule(steps=300, batch=128, lr=3e-3, every=25)  # classes of small things: learned by heart soon
 DENSE = Schedule(steps=400, batch=16, lr=1e-1, every=50)
 
-VERSION = 2  # raise it with any change of heads, schedules or scores: finished numbers are then of the old kind
+VERSION = 3  # raise it with any change of heads, schedules or scores: finished numbers are then of the old kind
 
 
 class Fitted(NamedTuple):
