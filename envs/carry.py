@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from s2robot.envs.lift import LiftExpert
-from s2robot.envs.task import Privileged, finger_state
+from s2robot.envs.task import Privileged
 
 
 class CarryExpert(LiftExpert):
@@ -49,10 +47,3 @@ class CarryExpert(LiftExpert):
         opening, speed = state["fingers"]
         near = np.linalg.norm(state["cube"] - state["gripper"]) < self.NEAR
         return bool(self._closing and near and opening < self.CLOSED[0] and abs(speed) < self.CLOSED[1])
-
-
-def hand(env: Any) -> dict[str, NDArray[np.float64]]:
-    """Of robosuite's robot 0: where the gripper is [m], how far apart the fingers are [m], how fast they part [m/s]."""
-    gripper = env.sim.data.site_xpos[env.robots[0].eef_site_id["right"]]
-    left, right, left_speed, right_speed = finger_state(env)
-    return {"gripper": gripper.copy(), "fingers": np.array([left - right, left_speed - right_speed])}

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.envs.task import Privileged, TaskSpec, finger_state
+from s2robot.envs.task import Privileged, TaskSpec, hand
 
+TABLE_TOP = 0.8  # [m]
 PLACEMENT = 0.12  # half-width of the square in which the cube's centre is placed [m]
 
 
@@ -71,7 +72,7 @@ def _robosuite_kwargs(rng: np.random.Generator) -> dict[str, Any]:
         rotation=None,
         ensure_object_boundary_in_range=False,
         ensure_valid_placement=True,
-        reference_pos=np.array((0, 0, 0.8)),
+        reference_pos=np.array((0, 0, TABLE_TOP)),
         z_offset=0.01,
         rng=rng,
     )
@@ -79,13 +80,7 @@ def _robosuite_kwargs(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def privileged(env: Any) -> Privileged:
-    gripper = env.sim.data.site_xpos[env.robots[0].eef_site_id["right"]]
-    left, right, left_speed, right_speed = finger_state(env)
-    return {
-        "cube": env.sim.data.body_xpos[env.cube_body_id].copy(),
-        "gripper": gripper.copy(),
-        "fingers": np.array([left - right, left_speed - right_speed]),  # how far apart [m], and how fast [m/s]
-    }
+    return {"cube": env.sim.data.body_xpos[env.cube_body_id].copy(), **hand(env)}
 
 
 TASK = TaskSpec(

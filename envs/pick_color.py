@@ -8,7 +8,7 @@ success    the named cube's centre is 4 cm above the table, as in Lift
 horizon    120 control steps (6 s)
 sizes      cubes of 4 cm (PickColor) or 2 cm (PickColorSmall), where finding the place takes finer eyes
 
-The task of the S2 paper's robot experiment (Shi et al. 2024, section 4.2), in simulation.
+The task of the S2 paper's robot experiment (Shi et al. 2024, Fig. 5), in simulation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from s2robot.envs.task import Privileged, TaskSpec
 COLOURS = {"red": (0.8, 0.1, 0.1), "green": (0.1, 0.6, 0.15), "blue": (0.15, 0.25, 0.85), "yellow": (0.85, 0.75, 0.1)}
 PLACEMENT = 0.12  # half-width of the square in which the cubes' centres are placed [m]
 GAP = 0.075  # between two centres, at least [m]: a finger fits between
-TABLE_TOP = 0.8  # [m]
 
 
 class PickColorExpert(lift.LiftExpert):
@@ -76,7 +75,7 @@ def _environment(half_size: float) -> Any:
                 return
             for cube, place in zip(self.cubes, _apart(self.rng), strict=True):
                 yaw = self.rng.uniform(0, 2 * np.pi)
-                pose = [*place, TABLE_TOP + half_size + 0.002, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+                pose = [*place, lift.TABLE_TOP + half_size + 0.002, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
                 self.sim.data.set_joint_qpos(cube.joints[0], np.array(pose))
 
     return PickColor

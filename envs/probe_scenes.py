@@ -15,17 +15,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.envs.stage import PARTS, SHAPES, TABLE_TOP, Prop, Stage, Vector
+from s2robot.envs.lift import TABLE_TOP
+from s2robot.envs.pick_color import COLOURS, GAP
+from s2robot.envs.stage import PARTS, SHAPES, Prop, Stage, Vector
 from s2robot.errors import S2RobotError
 
-COLOURS = {"red": (0.8, 0.1, 0.1), "green": (0.1, 0.6, 0.15), "blue": (0.15, 0.25, 0.85), "yellow": (0.85, 0.75, 0.1)}
 LABELS = ("background", "table", "arm", "gripper", *COLOURS, "other")
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 SIDE = 64  # of the pictures of labels and depth [pixels]
 
 REGION = 0.15  # the cubes' centres lie within this of the table's centre, along x and y [m]
 CUBE = 0.02  # half a cube's side [m]
-GAP = 0.075  # between two centres, at least [m]
 SEEN = 3  # pixels of every cube among agentview's SIDE x SIDE, at least
 HELD = 0.018  # half the side of the cube in the hand [m]
 

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from s2robot.envs import make_env
 from s2robot.envs.bridge import RobosuiteEnv
-from s2robot.envs.lift import PLACEMENT
+from s2robot.envs.lift import PLACEMENT, TABLE_TOP
 
 STOCK_LOOK = 1 / 3  # share of episodes that keep the task's colours, lights and cameras
 FRAMES_PER_EPISODE = 6  # moments drawn from one short disturbed expert episode
-TABLE_TOP = 0.8  # [m]
 
 
 class SceneSampler:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs import lift
-from s2robot.envs.carry import CarryExpert, hand
-from s2robot.envs.task import Privileged
+from s2robot.envs.carry import CarryExpert
+from s2robot.envs.task import Privileged, hand
 
 HALF = (0.02, 0.025)  # half the side of the red cube and of the green one [m]
 

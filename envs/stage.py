@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot.envs.bridge import RobosuiteEnv
-from s2robot.envs.lift import TASK
+from s2robot.envs.lift import TABLE_TOP, TASK
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.errors import S2RobotError
 
-TABLE_TOP = 0.8  # [m]
 SHAPES = ("box", "ball", "cylinder")
 PARTS = ("background", "table", "arm", "gripper", "cube", "prop")
 """What a pixel can belong to; prop k is len(PARTS) - 1 + k."""
@@ -73,6 +72,7 @@ class Stage:
         self.env.reset(seed=0)
         self._home = self.data.qpos.copy()
         self._looks = {name: getattr(self.model, name).copy() for name in _LOOKS}
+        self._painted: dict[str, NDArray[np.uint8]] = {}  # textures that were overwritten, as they had been
         robot = self.env._env.robots[0]
         self._arm = np.array(robot._ref_arm_joint_pos_indexes)
         self._arm_dofs = np.array(robot._ref_arm_joint_vel_indexes)
@@ -87,6 +87,15 @@ class Stage:
         self.data.qpos[:] = self._home
         self.data.qvel[:] = 0
         self.props = []
+        for name, pixels in self._painted.items():
+            self._upload(name, pixels)
+        self._painted = {}
+
+    def paint(self, texture: str, pixels: NDArray[np.uint8]) -> None:
+        """Overwrite a texture, by its name, until the stage is cleared; pixels as many bytes as it has."""
+        start, count = self._place_of(texture)
+        self._painted.setdefault(texture, self.model.tex_data[start : start + count].copy())
+        self._upload(texture, pixels)
 
     def reach(self, target: Vector, rotation: Vector, rng: np.random.Generator) -> bool:
         """Bring the gripper to a position [m] and rotation (3, 3), from a random start; False where it cannot."""
@@ -168,6 +177,16 @@ class Stage:
         if self.env._renderer is None:
             raise S2RobotError("This stage is closed")
         return self.env._renderer
+
+    def _place_of(self, texture: str) -> tuple[int, int]:
+        """Where in MuJoCo's textures this one begins, and how many bytes it has."""
+        found = self.model.tex(texture)
+        return int(found.adr[0]), int(found.height[0] * found.width[0] * found.nchannel[0])
+
+    def _upload(self, texture: str, pixels: NDArray[np.uint8]) -> None:
+        start, count = self._place_of(texture)
+        self.model.tex_data[start : start + count] = pixels.ravel()
+        self._renderer.upload_texture(int(self.model.tex(texture).id))
 
     def _arm_names(self) -> list[str]:
         return list(self.env._env.robots[0].robot_joints)

@@ -61,6 +61,13 @@ def finger_state(env: Any) -> NDArray[np.float64]:
     return fingers
 
 
+def hand(env: Any) -> dict[str, NDArray[np.float64]]:
+    """Of robosuite's robot 0: where the gripper is [m], how far apart the fingers are [m], how fast they part [m/s]."""
+    gripper = env.sim.data.site_xpos[env.robots[0].eef_site_id["right"]]
+    left, right, left_speed, right_speed = finger_state(env)
+    return {"gripper": gripper.copy(), "fingers": np.array([left - right, left_speed - right_speed])}
+
+
 OSC_POSE_INPUTS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.envs.lift import PLACEMENT
-from s2robot.envs.stage import SHAPES, TABLE_TOP, Prop, Stage, Vector
+from s2robot.envs.lift import PLACEMENT, TABLE_TOP
+from s2robot.envs.stage import SHAPES, Prop, Stage, Vector
 
 ROBOTS = ("Panda", "Sawyer", "Panda", "UR5e", "Panda", "IIWA", "Panda", "Kinova3")
 BLOCK = 64  # episodes in a row with one robot: loading one takes a second or two
@@ -135,7 +135,7 @@ def _repaint(stage: Stage, rng: np.random.Generator) -> None:
 
 def _draw_pattern(stage: Stage, rng: np.random.Generator) -> None:
     """Blots, stripes or squares of two colours on one texture."""
-    model, texture = stage.model, stage.model.tex(PATTERN)
+    texture = stage.model.tex(PATTERN)
     side = int(texture.width[0])
     coarse = int(rng.integers(2, 24))
     kind = rng.integers(3)
@@ -148,10 +148,7 @@ def _draw_pattern(stage: Stage, rng: np.random.Generator) -> None:
         blend = ((x + y) % 2).astype(float)
     colours = rng.uniform(0, 255, (2, 3))
     picture = (blend[..., None] * colours[0] + (1 - blend[..., None]) * colours[1]).astype(np.uint8)
-    rows = int(texture.height[0]) // side
-    start = int(texture.adr[0])
-    model.tex_data[start : start + rows * picture.size] = np.tile(picture.ravel(), rows)
-    stage.env._renderer.upload_texture(int(texture.id))  # type: ignore[union-attr]
+    stage.paint(PATTERN, np.tile(picture.ravel(), int(texture.height[0]) // side))
 
 
 def _move_cameras(stage: Stage, rng: np.random.Generator) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("robosuite")
+from s2robot.envs.lift import TABLE_TOP
 from s2robot.envs.probe_scenes import COLOURS, HELD, LABELS, REGION, ProbeScenes, _down
-from s2robot.envs.stage import PARTS, TABLE_TOP, Prop, Stage
-from s2robot.envs.workspace import BLOCK, MOMENTS, SceneSampler
+from s2robot.envs.stage import PARTS, Prop, Stage
+from s2robot.envs.workspace import BLOCK, MOMENTS, PATTERN, SceneSampler
 
 pytestmark = pytest.mark.sim
 
@@ -105,6 +107,23 @@ def test_a_cleared_stage_looks_as_it_did(stage: Stage) -> None:
     stage.clear()
     stage.settle()
     assert np.array_equal(stage.frames(), before)
+
+
+def test_a_painted_texture_is_put_back(stage: Stage) -> None:
+    """Else a scene would depend on those drawn before it."""
+
+    def dressed() -> NDArray[np.uint8]:
+        stage.model.mat_texid[stage.model.mat("table_ceramic").id, 1] = stage.model.tex(PATTERN).id
+        stage.settle()
+        return stage.frames()
+
+    stage.clear()
+    before, size = dressed(), stage.model.tex(PATTERN)
+    stage.paint(PATTERN, np.zeros(int(size.height[0] * size.width[0] * 3), np.uint8))
+    assert (dressed() != before).mean() > 0.1
+    stage.clear()
+    assert np.array_equal(dressed(), before)
+    stage.clear()
 
 
 # -- scenes for probes -----------------------------------------------------------------------------------------------
