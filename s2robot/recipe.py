@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from s2robot import files
+from s2robot import files, registry
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName
 
 RESULTS = ("state.pt", "frames.npy", "frames.parts")  # what a run leaves that another recipe must not go on from
@@ -74,7 +74,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
-        for name, known in CHOICES.items():
+        for name, known in {"scenes": tuple(registry.SCENES), **CHOICES}.items():
             if getattr(self, name) not in known:
                 raise UnknownName(name, str(getattr(self, name)), known)
         _check_numbers(self)

@@ -86,3 +86,8 @@ def test_the_shipped_recipe_is_what_made_the_weights() -> None:
 def test_scales_from_the_command_line() -> None:
     words = ["--scales", "1,2,3", "--frame_size", "384", "--ema", "0"]
     assert config.load(PretrainConfig, None, words).scales == (1, 2, 3)
+
+
+def test_unknown_scenes_are_said_before_anything_is_rendered() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'workspace'"):
+        PretrainConfig(scenes="workspce")
