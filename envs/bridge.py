@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,12 +21,14 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from s2robot import gl
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.envs.task import Privileged, TaskSpec, finger_state, to_controller
 from s2robot.errors import InvalidInput, UnknownName, UsageError, require
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
 REACH = 10.0  # bound of every proprioception field [m or m/s]; a finite one, as learning libraries ask for
+FRAME_SIZE = 256  # [pixels], unless another is asked for
 FIDELITIES = {"exact": (0.002, 1), "fast": (0.005, 2)}  # physics step [s], controller every k-th of them
 
 
@@ -53,7 +56,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         *,
         fidelity: str = "exact",
         cameras: tuple[str, ...] | None = None,
-        frame_size: int = 256,
+        frame_size: int = FRAME_SIZE,
         quality: str = "fast",
         render_frames: bool = True,
     ) -> None:
@@ -61,19 +64,13 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
             raise UnknownName("fidelity", fidelity, FIDELITIES)
         self.task, self.fidelity, self.frame_size = task, fidelity, frame_size
         self.cameras = tuple(cameras) if cameras else task.cameras
+        if render_frames:
+            gl.prepare()  # before robosuite, which takes EGL for granted
         self._env = _make_robosuite(task)
         self._set_fidelity(fidelity)
         model, data = self._env.sim.model._model, self._env.sim.data._data
         self._renderer = FrameRenderer(model, data, self.cameras, frame_size, quality) if render_frames else None
-        views, fields, actions = len(self.cameras), len(task.proprioception_names), len(task.action_names)
-        observed: dict[str, spaces.Space[Any]] = {
-            FRAMES: spaces.Box(0, 255, (views, frame_size, frame_size, 3), np.uint8),
-            PROPRIOCEPTION: spaces.Box(-REACH, REACH, (fields,), np.float32),
-        }
-        if task.goal_names:
-            observed[GOAL] = spaces.Box(0.0, 1.0, (len(task.goal_names),), np.float32)
-        self.observation_space = spaces.Dict(observed)
-        self.action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
+        self.observation_space, self.action_space = spaces_of(task, len(self.cameras), frame_size)
         self._steps, self._over = 0, True
         self.seconds = {"render": 0.0, "step": 0.0}  # wall time of the last drawing and of one control step
 
@@ -117,7 +114,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         """One control step of physics, without drawing or judging."""
         if self._over:
             raise UsageError("This episode is over: call reset() before step()")
-        action = self._checked(action)
+        action = checked_actions(action, self.task)
         command = to_controller(action, self.task.action_names)
         timestep, every = FIDELITIES[self.fidelity]
         env, sim = self._env, self._env.sim
@@ -168,21 +165,47 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
             self._renderer = None
         self._env.close()
 
-    def _checked(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
-        action = np.asarray(action, np.float32)
-        names = self.task.action_names
-        if action.shape != (len(names),):
-            raise InvalidInput(
-                f"Action has shape {action.shape}; {self.task.name} takes ({len(names)},): {', '.join(names)}"
-            )
-        if not np.isfinite(action).all() or np.abs(action).max() > 1.0 + 1e-6:
-            raise InvalidInput(f"Action {action} is outside [-1, 1] or not finite; clip it if that is what you mean")
-        return action
+    def draw_mark(self) -> None:
+        """See `envs.own_context`."""
+        if self._renderer is not None:
+            self._renderer.context.draw_mark()
+
+    def check_mark(self) -> None:
+        """See `envs.own_context`."""
+        if self._renderer is not None:
+            self._renderer.context.check_mark()
 
     def _set_fidelity(self, fidelity: str) -> None:
         timestep, _ = FIDELITIES[fidelity]
         self._env.sim.model.opt.timestep = timestep
         self._env.model_timestep = timestep
+
+
+def spaces_of(task: TaskSpec, views: int, frame_size: int) -> tuple[spaces.Dict, spaces.Box]:
+    """A task's observations and actions."""
+    observed: dict[str, spaces.Space[Any]] = {
+        FRAMES: spaces.Box(0, 255, (views, frame_size, frame_size, 3), np.uint8),
+        PROPRIOCEPTION: spaces.Box(-REACH, REACH, (len(task.proprioception_names),), np.float32),
+    }
+    if task.goal_names:
+        observed[GOAL] = spaces.Box(0.0, 1.0, (len(task.goal_names),), np.float32)
+    return spaces.Dict(observed), spaces.Box(-1.0, 1.0, (len(task.action_names),), np.float32)
+
+
+def checked_actions(actions: Any, task: TaskSpec, *axes: int) -> NDArray[np.float32]:
+    """Actions (*axes, M) of a task as float32.
+
+    Raises:
+        InvalidInput: another shape, or a value outside [-1, 1] or not finite.
+    """
+    checked: NDArray[np.float32] = np.asarray(actions, np.float32)
+    expected = (*axes, len(task.action_names))
+    if checked.shape != expected:
+        fields = ", ".join(task.action_names)
+        raise InvalidInput(f"Action has shape {checked.shape}; {task.name} takes {expected}: {fields}")
+    if not np.isfinite(checked).all() or np.abs(checked).max() > 1.0 + 1e-6:
+        raise InvalidInput(f"Action {checked} is outside [-1, 1] or not finite; clip it if that is what you mean")
+    return checked
 
 
 def _make_robosuite(task: TaskSpec) -> Any:
@@ -213,10 +236,12 @@ def _samplers(sampler: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """robosuite warns of optional robots at import and names a file at every make."""
-    before = logging.root.manager.disable
+    """robosuite warns of optional robots at import, names a file at every make, and asks everybody for EGL."""
+    before, chosen = logging.root.manager.disable, os.environ.get("MUJOCO_GL")
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(before)
+        if chosen is None:
+            os.environ.pop("MUJOCO_GL", None)  # else our own choice would take it for the user's

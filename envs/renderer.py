@@ -1,4 +1,4 @@
-"""Frames from MuJoCo, fast: one offscreen context per process, and only the work a camera needs.
+"""Frames from MuJoCo, fast: only the work a camera needs, in an offscreen context that proves to be its own.
 
 Software GL spends its time on vertices and on effects no policy needs. The `fast` profile turns
 shadows, reflections and multisampling off and thins the *visual* meshes once, in place, on the
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot import gl
+from s2robot.envs.own_context import OwnContext, free_dropped
 from s2robot.errors import InvalidInput, RenderingUnavailable, UnknownName
 
 CLUSTER = 0.012  # vertices closer than this share one [m]; 20 mm visibly breaks the gripper
@@ -33,7 +34,8 @@ class FrameRenderer:
         quality: "fast" or "robosuite".
 
     Raises:
-        RenderingUnavailable: no offscreen OpenGL; the message names the packages to install.
+        RenderingUnavailable: no offscreen OpenGL, the message names the packages to install; or its pictures are mixed
+            up with another renderer's.
         UnknownName: a camera or quality that does not exist.
     """
 
@@ -49,6 +51,7 @@ class FrameRenderer:
             if name not in known:
                 raise UnknownName("camera", name, known)
         gl.prepare()
+        free_dropped()
         if quality == "fast":
             thin_visual_meshes(model)
             model.vis.quality.offsamples = 0
@@ -58,6 +61,8 @@ class FrameRenderer:
             self._renderer = mujoco.Renderer(model, size, size)
         except Exception as error:  # mujoco raises whatever its GL back end raises
             raise RenderingUnavailable(f"MuJoCo could not open an offscreen GL context: {error}") from error
+        gl.warn_if_slow(gl.renderer_name())
+        self.context = OwnContext(self._renderer)
         self._data, self.cameras, self.size = data, cameras, size
         self._options = mujoco.MjvOption()
         self._options.geomgroup[:] = 0
@@ -105,7 +110,7 @@ class FrameRenderer:
         """Show what `model.tex_data` now says of one texture."""
         import mujoco
 
-        self._renderer._gl_context.make_current()
+        self.context.make_current()
         mujoco.mjr_uploadTexture(self._renderer.model, self._renderer._mjr_context, texture)
 
     def _views(self, decorate: Callable[[Any], None] | None) -> Iterator[int]:
@@ -117,7 +122,7 @@ class FrameRenderer:
             yield view
 
     def close(self) -> None:
-        self._renderer.close()
+        self.context.close()
 
 
 def thin_visual_meshes(model: Any, cluster: float = CLUSTER) -> int:

@@ -23,6 +23,7 @@ _HOMES = {
     "load_encoder": "s2robot.encoder",
     "load_policy": "s2robot.registry",
     "make_env": "s2robot.registry",
+    "make_vec_env": "s2robot.registry",
     "multiscale_forward": "s2robot.multiscale",
     "rollout": "s2robot.rollout",
 }

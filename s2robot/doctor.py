@@ -181,7 +181,11 @@ def _simulator() -> Iterator[Check]:
         yield Check("rendering", FAIL, "none", str(error))
     else:
         kind = "software" if report.is_software else "hardware"
-        yield Check("rendering", OK, f"{report.backend}: {report.renderer} ({kind}), {report.ms:.1f} ms a test frame")
+        idle = report.is_software and gl.has_nvidia()
+        found = f"{report.backend}: {report.renderer} ({kind}), {report.ms:.1f} ms a test frame"
+        yield Check(
+            "rendering", NOTE if idle else OK, found, gl.IDLE_GPU.format(renderer=report.renderer) if idle else ""
+        )
     if why := repair.opencv_failure():
         yield Check("opencv", FAIL, why, f"Run: s2robot doctor --fix   or, as root: {gl.APT_LINE}")
 

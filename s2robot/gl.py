@@ -1,6 +1,7 @@
 """Offscreen OpenGL: choose it, prepare this process for it, say what it is.
 
     gl.prepare()        before mujoco or robosuite render anything; returns "egl", "osmesa", "osmesa-wheel"
+    gl.settle()         only choose, for the processes started from here
     gl.probe()          what the chosen one is: renderer, hardware or software, how fast
 
 `MUJOCO_GL` is honoured when set. Otherwise the first that renders is taken: EGL, the system's OSMesa,
@@ -16,7 +17,9 @@ import functools
 import importlib
 import importlib.util
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -33,17 +36,29 @@ CHOICE = "S2ROBOT_GL"
 """Environment variable with the choice; set it by hand to skip the trial."""
 
 CANDIDATES = ("egl", "osmesa", "osmesa-wheel")
+TOLD = "S2ROBOT_GL_TOLD"
+"""Set once somebody was told that a GPU stands idle."""
+
 APT_LINE = "apt-get install -y --no-install-recommends libegl1 libgl1 libglib2.0-0"
 
 _MUJOCO_NAMES = {"egl": "egl", "osmesa": "osmesa", "osmesa-wheel": "osmesa", "glfw": "glfw", "glx": "glx"}
 _NATIVE = {"darwin": "cgl", "win32": "wgl"}  # mujoco has one backend there and finds it by itself
 _LIBRARIES = {"egl": ("libEGL.so.1", "libEGL.so"), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
+_PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
+IDLE_GPU = (
+    "OpenGL draws on the CPU ({renderer}) though this machine has an NVIDIA GPU: a frame takes many times as long. The"
+    " driver's own EGL is missing: as root, apt-get install libnvidia-gl-VERSION (the driver's, see nvidia-smi); a"
+    " container must be started with NVIDIA_DRIVER_CAPABILITIES=all"
+)
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast", "software")
 _TRIAL_SECONDS = 120  # a first import from a cold disk takes long; a hang takes for ever
 _TRIAL = "import sys; sys.path.append({root!r}); from s2robot import gl; gl.main_trial({backend!r})"
 _SCENE = """<mujoco><visual><quality offsamples="0" shadowsize="0"/></visual>
 <worldbody><light pos="0 0 3"/><geom type="plane" size="1 1 .1"/>
 <geom type="box" size=".2 .2 .2" rgba="1 0 0 1"/></worldbody></mujoco>"""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,8 +81,17 @@ def prepare() -> str:
         RenderingUnavailable: nothing renders here; the message says what to install.
         MissingExtra: mujoco is not installed.
     """
-    backend = choose()
+    backend = settle()
     _apply(backend)
+    return backend
+
+
+def settle() -> str:
+    """Choose, and leave the choice to the processes started from here, or each tries by itself. Raises as `prepare`."""
+    before = os.environ.get(CHOICE)
+    backend = choose()
+    if backend in CANDIDATES and backend != before:
+        warn_if_slow(_try(backend).renderer)  # tried just now, and remembered
     os.environ[CHOICE] = backend
     return backend
 
@@ -94,6 +118,32 @@ def choose() -> str:
     return _first_that_renders(tuple(name for name in CANDIDATES if told in ("", _MUJOCO_NAMES[name])))
 
 
+def warn_if_slow(renderer: str) -> None:
+    """Say once, in this process and those it starts, that the CPU draws while an NVIDIA GPU stands idle."""
+    if TOLD not in os.environ and is_software(renderer) and has_nvidia():
+        os.environ[TOLD] = "1"
+        _log.warning(IDLE_GPU.format(renderer=renderer))
+
+
+def is_software(renderer: str) -> bool:
+    """Whether a driver of this name draws on the CPU."""
+    return any(word in renderer.lower() for word in _SOFTWARE)
+
+
+@functools.cache
+def has_nvidia() -> bool:
+    """Whether the machine has an NVIDIA GPU; in WSL only nvidia-smi knows of it."""
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return True
+    if not (smi := shutil.which("nvidia-smi")):
+        return False
+    try:
+        done = subprocess.run([smi, "-L"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "GPU 0" in done.stdout
+
+
 def main_trial(backend: str) -> None:
     """Body of the child process: render with `backend` and print a report, or die trying."""
     _apply(backend)
@@ -113,17 +163,17 @@ def main_trial(backend: str) -> None:
             times.append(1e3 * (time.perf_counter() - start))
         if frame.max() == frame.min():
             raise RenderingUnavailable("the frame came out blank")
-        name = _renderer_name(backend)
+        name = renderer_name()
     finally:
         renderer.close()
-    software = any(word in name.lower() for word in _SOFTWARE)
-    sys.stdout.write(json.dumps(asdict(GLReport(backend, name, software, round(median(times), 2)))) + "\n")
+    report = GLReport(backend, name, is_software(name), round(median(times), 2))
+    sys.stdout.write(json.dumps(asdict(report)) + "\n")
 
 
-def _renderer_name(backend: str) -> str:
+def renderer_name() -> str:
     """The driver's own name; needs a current context."""
-    if backend in _NATIVE.values():
-        return backend
+    if sys.platform in _NATIVE:
+        return _NATIVE[sys.platform]
     from OpenGL import GL
 
     return bytes(GL.glGetString(GL.GL_RENDERER)).decode(errors="replace")
@@ -152,7 +202,8 @@ def _first_that_renders(candidates: tuple[str, ...]) -> str:
 def _try(backend: str) -> GLReport:
     """Render with `backend` in a child process."""
     if missing := _missing(backend):
-        raise RenderingUnavailable(f"{backend}: {missing} is not installed")
+        package = f" (apt: {_PACKAGES[backend]})" if backend in _PACKAGES else ""
+        raise RenderingUnavailable(f"{backend}: {missing} is not installed{package}")
     program = _TRIAL.format(root=str(Path(__file__).parents[1]), backend=backend)
     clean = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", CHOICE)}
     command = [sys.executable, "-c", program]

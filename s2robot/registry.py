@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
     from s2robot.envs.probe_scenes import ProbeScenes
     from s2robot.envs.task import TaskSpec
+    from s2robot.envs.vector import VectorEnv
     from s2robot.types import Policy
 
 POLICIES = {"bc": "s2robot.policies.bc"}
@@ -28,6 +29,11 @@ POLICIES = {"bc": "s2robot.policies.bc"}
 def make_env(name: str, **options: Any) -> RobosuiteEnv:
     """Make a task's environment by name; see `s2robot.envs.make_env`."""
     return importlib.import_module("s2robot.envs").make_env(name, **options)  # type: ignore[no-any-return]
+
+
+def make_vec_env(name: str, n: int, **options: Any) -> VectorEnv:
+    """Make n environments of a task by name, a process each; see `s2robot.envs.vector`."""
+    return importlib.import_module("s2robot.envs").make_vec_env(name, n, **options)  # type: ignore[no-any-return]
 
 
 SCENES = {"lift": "s2robot.envs.scenes", "workspace": "s2robot.envs.workspace"}

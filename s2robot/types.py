@@ -20,13 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from s2robot.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch  # takes seconds and half a gigabyte: a process that only simulates goes without
 
 FRAMES = "frames"
 PROPRIOCEPTION = "proprioception"

@@ -48,7 +48,7 @@ def work(
     """
     count = max(1, workers or cores())
     source = iter(items)
-    with _one_thread_environment():
+    with one_thread_environment():
         pool = ProcessPoolExecutor(
             count, multiprocessing.get_context("spawn"), initializer=_start, initargs=(make, os.getpid())
         )
@@ -80,9 +80,15 @@ _END: Any = object()
 
 def _start(make: Callable[[], Any], parent: int) -> None:
     global _tool  # noqa: PLW0603 - a worker process has exactly one tool; ProcessPoolExecutor offers no other place
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _die_with(parent)
+    begin(parent)
     _tool = make()
+
+
+def begin(parent: int | None) -> None:
+    """The first thing a worker process does: Ctrl-C is its parent's to handle, and it ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent is not None:
+        _die_with(parent)
 
 
 def _answer(answer: Callable[[Any, Item], Result], item: Item) -> Result:
@@ -110,8 +116,8 @@ def _die_with(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread_environment() -> Iterator[None]:
-    """Children inherit the environment at their start, and libraries read it on import."""
+def one_thread_environment() -> Iterator[None]:
+    """For the processes started within: they inherit the environment, and libraries read it on import."""
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
     try:
