@@ -15,8 +15,8 @@ A process that dies costs its own episode and no other: `truncated`, with `info[
 and the observation that was its last. A new process takes its place, on a seed that follows from the old one.
 
 Gymnasium's own `AsyncVectorEnv` is not the engine, though it has spawned processes and shared memory: it makes a spare
-environment, and with it a GL context, in the parent; a worker that dies leaves the others' answers unread in their
-pipes and nothing can take its place; and it has no chunks of actions.
+environment, and with it a GL context, in the parent; once a worker dies every call is a BrokenPipeError, and nothing
+can take its place; and it has no chunks of actions.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._must_be_open()
         if any(episode.seed is None for episode in self._episodes):
             raise UsageError("No episode has begun: call reset() before step()")
-        due = [k for k in range(self.num_envs) if self._episodes[k].over and self.mode == AutoresetMode.NEXT_STEP]
+        due = [k for k in range(self.num_envs) if self._episodes[k].over]
+        if due and self.mode == AutoresetMode.DISABLED:
+            raise UsageError(f"The episodes of environments {due} are over: reset() with a reset_mask before step()")
         going = [k for k in range(self.num_envs) if k not in due]
         self._turn()
         found = self._ask({k: ("step_chunk", self._slot, actions[k]) for k in going})

@@ -50,6 +50,7 @@ IDLE_GPU = (
     " driver's own EGL is missing: as root, apt-get install libnvidia-gl-VERSION (the driver's, see nvidia-smi); a"
     " container must be started with NVIDIA_DRIVER_CAPABILITIES=all"
 )
+_DEVICES = Path("/dev")
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast", "software")
 _TRIAL_SECONDS = 120  # a first import from a cold disk takes long; a hang takes for ever
 _TRIAL = "import sys; sys.path.append({root!r}); from s2robot import gl; gl.main_trial({backend!r})"
@@ -133,7 +134,7 @@ def is_software(renderer: str) -> bool:
 @functools.cache
 def has_nvidia() -> bool:
     """Whether the machine has an NVIDIA GPU; in WSL only nvidia-smi knows of it."""
-    if any(Path("/dev").glob("nvidia[0-9]*")):
+    if any(_DEVICES.glob("nvidia[0-9]*")):
         return True
     if not (smi := shutil.which("nvidia-smi")):
         return False

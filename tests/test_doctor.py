@@ -150,6 +150,16 @@ def test_a_failure_is_exit_code_1_and_says_what_to_type(
 
 
 @pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize("nvidia", [True, False])
+def test_a_gpu_that_stands_idle_is_noted(nvidia: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    monkeypatch.setattr(gl, "has_nvidia", lambda: nvidia)
+    (rendering,) = (check for check in doctor.diagnose() if check.name == "rendering")
+    assert rendering.status == (doctor.NOTE if nvidia else doctor.OK)
+    assert ("libnvidia-gl" in rendering.remedy) == nvidia
+
+
+@pytest.mark.usefixtures("healthy")
 def test_missing_weights_and_wrong_versions_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "WEIGHTS", tmp_path / "nowhere")
     monkeypatch.setattr(requirements, "extras", lambda: ["old"])

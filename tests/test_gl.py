@@ -115,6 +115,66 @@ def test_nothing_renders_names_reasons_and_ways_out(works: set[str]) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_what_is_missing_has_its_package_named(bare: pytest.MonkeyPatch) -> None:
+    bare.setattr(gl, "_LIBRARIES", {"egl": ("libNone.so.1",), "osmesa": ("libNeither.so.8",)})
+    bare.setattr(osmesa, "is_installed", lambda: False)
+    bare.setattr("importlib.util.find_spec", lambda name: object())
+    gl._try.cache_clear()
+    with pytest.raises(RenderingUnavailable) as error:
+        gl.choose()
+    for word in ("libNone.so.1 is not installed (apt: libegl1)", "(apt: libosmesa6)", f"osmesa-wheel: {osmesa.WHEEL}"):
+        assert word in str(error.value)
+
+
+def test_settling_leaves_the_choice_to_children(works: set[str], bare: pytest.MonkeyPatch) -> None:
+    works.add("osmesa")
+    bare.setenv(gl.CHOICE, "")  # put back afterwards
+    bare.delenv(gl.CHOICE)
+    assert gl.settle() == "osmesa" == os.environ[gl.CHOICE]
+    assert "MUJOCO_GL" not in os.environ  # this process is as it was
+    works.clear()
+    assert gl.settle() == "osmesa"  # nobody tries again
+
+
+@pytest.mark.parametrize(("renderer", "nvidia", "warned"), [
+    ("llvmpipe (LLVM 15.0.6, 256 bits)", True, True),
+    ("llvmpipe (LLVM 15.0.6, 256 bits)", False, False),
+    ("NVIDIA H100 80GB HBM3/PCIe/SSE2", True, False),
+])  # fmt: skip
+def test_a_gpu_that_stands_idle_is_said_once(
+    renderer: str, nvidia: bool, warned: bool, bare: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare.setenv(gl.TOLD, "")  # put back afterwards
+    bare.delenv(gl.TOLD)
+    bare.setattr(gl, "has_nvidia", lambda: nvidia)
+    for _ in range(2):
+        gl.warn_if_slow(renderer)
+    assert caplog.text.count("draws on the CPU (llvmpipe") == warned
+    assert (gl.TOLD in os.environ) == warned  # children hold their peace
+    assert ("libnvidia-gl" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(("device", "smi", "found"), [
+    (True, None, True),
+    (False, None, False),
+    (False, "echo 'GPU 0: NVIDIA GeForce RTX 4090'", True),  # as in WSL
+    (False, "echo 'No devices found.'", False),  # an image made for a GPU, without one
+    (False, "exit 9", False),
+])  # fmt: skip
+def test_whether_there_is_a_gpu(
+    device: bool, smi: str | None, found: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if device:
+        tmp_path.joinpath("nvidia0").touch()
+    tmp_path.joinpath("nvidiactl").touch()  # the driver's, GPU or not
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{smi}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(gl, "_DEVICES", tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: str(program) if smi else None)
+    assert gl.has_nvidia.__wrapped__() == found
+
+
 def test_without_mujoco_the_extra_is_named(bare: pytest.MonkeyPatch) -> None:
     bare.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"s2robot\[sim\]"):
