@@ -66,7 +66,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         self.cameras = tuple(cameras) if cameras else task.cameras
         if render_frames:
             gl.prepare()  # before robosuite, which takes EGL for granted
-        self._env = _make_robosuite(task)
+        self._env = make_robosuite(task)
         self._set_fidelity(fidelity)
         model, data = self._env.sim.model._model, self._env.sim.data._data
         self._renderer = FrameRenderer(model, data, self.cameras, frame_size, quality) if render_frames else None
@@ -77,9 +77,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         env = self._env
-        env.rng = self.np_random
-        for sampler in _samplers(env.placement_initializer):
-            sampler.rng = self.np_random
+        reseed(env, self.np_random)
         for robot in env.robots:  # robosuite keeps the fingers' command across resets: an episode must not see the last
             for gripper in robot.gripper.values():
                 gripper.current_action = np.zeros(gripper.dof)
@@ -208,23 +206,31 @@ def checked_actions(actions: Any, task: TaskSpec, *axes: int) -> NDArray[np.floa
     return checked
 
 
-def _make_robosuite(task: TaskSpec) -> Any:
+def make_robosuite(task: TaskSpec, **changes: Any) -> Any:
+    """robosuite's own environment of a task; changes: of what it is made with."""
     rng = np.random.default_rng(0)  # model constants (the cube's size) are the same in every process
     with _quiet():
         suite = require("robosuite", extra="sim", purpose=f"The task {task.name}")
         make = task.environment() if task.environment else partial(suite.make, task.robosuite_name)
-        return make(
-            robots=task.robot,
-            has_renderer=False,
-            has_offscreen_renderer=False,
-            use_camera_obs=False,
-            control_freq=task.control_hz,
-            horizon=task.horizon,
-            ignore_done=True,
-            hard_reset=False,
-            seed=0,
-            **task.robosuite_kwargs(rng),
-        )
+        settings = {
+            "robots": task.robot,
+            "has_renderer": False,
+            "has_offscreen_renderer": False,
+            "use_camera_obs": False,
+            "control_freq": task.control_hz,
+            "horizon": task.horizon,
+            "ignore_done": True,
+            "hard_reset": False,
+            "seed": 0,
+        }
+        return make(**settings | task.robosuite_kwargs(rng) | changes)
+
+
+def reseed(env: Any, rng: np.random.Generator) -> None:
+    """Have robosuite draw its next episode from these random numbers."""
+    env.rng = rng
+    for sampler in _samplers(env.placement_initializer):
+        sampler.rng = rng
 
 
 def _samplers(sampler: Any) -> Iterator[Any]:

@@ -131,6 +131,11 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             raise S2RobotError(lost[0])
         return tuple(found[k] for k in range(self.num_envs))
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes, as the operating system numbers them."""
+        return tuple(each.process.pid or 0 for each in self._processes)
+
     def render(self) -> tuple[NDArray[np.uint8], ...]:
         """Every environment's first camera as it was last seen, (H, W, 3) each."""
         return tuple(frames[0].copy() for frames in self._arrays[FRAMES][self._slot])

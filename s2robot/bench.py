@@ -94,7 +94,7 @@ def _bench(
         if encoder.device.type == "cuda":
             row["upload_ms"] = _upload_ms(encoder, frames)
         if config.baseline:
-            row |= _ratio(seconds[name], seconds["baseline"])
+            row |= ratio(seconds[name], seconds["baseline"])
             row["difference"] = None if encoder.config.precision != "fp32" else _difference(encoder, frames)
         rows.append(row)
     return rows
@@ -163,7 +163,7 @@ def _latency(seconds: list[float]) -> dict[str, Any]:
     return {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "hz": 1e3 / p50, "runs": len(ms)}
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
     """How many times faster than the baseline, pair by pair."""
     ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     return {

@@ -29,7 +29,7 @@ VERBS = {
     "report": "a run folder as one page",
     "pretrain": "an encoder by masked autoencoding on randomised scenes",
     "probe": "what frozen features know, against the simulator's truth on held-out scenes",
-    "bench": "how fast an encoder is here, and how much of the machine it uses",
+    "bench": "how fast an encoder is here, and how much of the machine it uses; how fast a task is",
     "export": "an encoder as one file for ONNX Runtime, OpenVINO or torch.export",
 }
 _HOMES = {  # the others are in s2robot.verbs

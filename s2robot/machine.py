@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -36,6 +38,17 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def resident_mb(process: int) -> float | None:
+    """Memory of a process that is in RAM now [MB], pages it shares included; None where nobody tells."""
+    if importlib.util.find_spec("psutil"):
+        return float(importlib.import_module("psutil").Process(process).memory_info().rss) / 1e6
+    try:
+        pages = Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def git_revision() -> str | None:

@@ -17,6 +17,7 @@ from s2robot.errors import UnknownName
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
+    from s2robot.envs.plain import PlainRobosuite
     from s2robot.envs.probe_scenes import ProbeScenes
     from s2robot.envs.task import TaskSpec
     from s2robot.envs.vector import VectorEnv
@@ -34,6 +35,11 @@ def make_env(name: str, **options: Any) -> RobosuiteEnv:
 def make_vec_env(name: str, n: int, **options: Any) -> VectorEnv:
     """Make n environments of a task by name, a process each; see `s2robot.envs.vector`."""
     return importlib.import_module("s2robot.envs").make_vec_env(name, n, **options)  # type: ignore[no-any-return]
+
+
+def make_plain(name: str, frame_size: int = 0) -> PlainRobosuite:
+    """A task as robosuite alone gives it; see `s2robot.envs.plain`."""
+    return importlib.import_module("s2robot.envs.plain").PlainRobosuite(name, frame_size)  # type: ignore[no-any-return]
 
 
 SCENES = {"lift": "s2robot.envs.scenes", "workspace": "s2robot.envs.workspace"}

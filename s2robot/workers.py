@@ -50,13 +50,13 @@ def work(
     source = iter(items)
     with one_thread_environment():
         pool = ProcessPoolExecutor(
-            count, multiprocessing.get_context("spawn"), initializer=_start, initargs=(make, os.getpid())
+            count, multiprocessing.get_context("spawn"), initializer=start, initargs=(make, os.getpid())
         )
         running: dict[Future[Any], Item] = {}
         try:
             while True:
                 while len(running) < count + 1 and (item := next(source, _END)) is not _END:
-                    running[pool.submit(_answer, answer, item)] = item
+                    running[pool.submit(answer_with, answer, item)] = item
                 if not running:
                     break
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -72,13 +72,13 @@ def work(
                 " run the same command again, with fewer --workers if memory is short"
             ) from error
         finally:
-            _stop(pool)
+            stop(pool)
 
 
 _END: Any = object()
 
 
-def _start(make: Callable[[], Any], parent: int) -> None:
+def start(make: Callable[[], Any], parent: int) -> None:
     global _tool  # noqa: PLW0603 - a worker process has exactly one tool; ProcessPoolExecutor offers no other place
     begin(parent)
     _tool = make()
@@ -91,11 +91,11 @@ def begin(parent: int | None) -> None:
         _die_with(parent)
 
 
-def _answer(answer: Callable[[Any, Item], Result], item: Item) -> Result:
+def answer_with(answer: Callable[[Any, Item], Result], item: Item) -> Result:
     return answer(_tool, item)
 
 
-def _stop(pool: ProcessPoolExecutor) -> None:
+def stop(pool: ProcessPoolExecutor) -> None:
     """End the workers now: what they are in the middle of is written atomically or not at all."""
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)

@@ -116,7 +116,7 @@ def test_warming_up_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ratios_are_of_pairs() -> None:
-    assert bench._ratio([1.0, 2.0, 4.0], [3.0, 4.0, 4.0]) == {
+    assert bench.ratio([1.0, 2.0, 4.0], [3.0, 4.0, 4.0]) == {
         "baseline_p50_ms": 4000.0, "ratio": 2.0, "ratio_range": [1.0, 3.0],
     }  # fmt: skip
     assert bench._latency([0.002] * 5) == {"p50_ms": 2.0, "p90_ms": 2.0, "p99_ms": 2.0, "hz": 500.0, "runs": 5}

@@ -16,7 +16,7 @@ import s2robot
 from s2robot.envs import TASKS, get_task, make_env, pick_color
 from s2robot.envs.bridge import FIDELITIES, RobosuiteEnv
 from s2robot.envs.lift import PLACEMENT
-from s2robot.envs.task import to_controller
+from s2robot.envs.plain import PlainRobosuite
 from s2robot.errors import InvalidInput, UnknownName, UsageError
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, check_observation
 
@@ -68,32 +68,16 @@ def test_one_seed_gives_the_same_bits_in_a_fresh_environment(lift_env: Robosuite
 
 
 def test_exact_fidelity_is_plain_robosuite() -> None:
-    import robosuite
-
-    env = make_env("Lift", fidelity="exact", render_frames=False)
-    task = env.task
-    plain = robosuite.make(
-        "Lift",
-        robots="Panda",
-        has_renderer=False,
-        has_offscreen_renderer=False,
-        use_camera_obs=False,
-        control_freq=20,
-        ignore_done=True,
-        hard_reset=False,
-        seed=0,
-        **task.robosuite_kwargs(np.random.default_rng(0)),
-    )
+    env, plain = make_env("Lift", fidelity="exact", render_frames=False), PlainRobosuite("Lift")
     env.reset(seed=3)
-    plain.rng = plain.placement_initializer.rng = np.random.Generator(np.random.PCG64(3))
-    plain.reset()
-    np.testing.assert_allclose(env.state(), plain.sim.get_state().flatten(), atol=1e-12)
+    plain.reset(seed=3)
+    np.testing.assert_allclose(env.state(), plain.state(), atol=1e-12)
     rng = np.random.default_rng(0)
     for _ in range(60):
         action = rng.uniform(-1, 1, 4).astype(np.float32)
         env.advance(action)
-        plain.step(to_controller(action, task.action_names))
-    np.testing.assert_allclose(env.state(), plain.sim.get_state().flatten(), atol=1e-9)
+        plain.step(action)
+    np.testing.assert_allclose(env.state(), plain.state(), atol=1e-9)
     env.close()
 
 
