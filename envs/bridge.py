@@ -22,6 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from s2robot import gl
+from s2robot.envs import osc
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.envs.task import Privileged, TaskSpec, finger_state, to_controller
 from s2robot.errors import InvalidInput, UnknownName, UsageError, require
@@ -72,6 +73,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         self._renderer = FrameRenderer(model, data, self.cameras, frame_size, quality) if render_frames else None
         self.observation_space, self.action_space = spaces_of(task, len(self.cameras), frame_size)
         self._steps, self._over = 0, True
+        self._arm: osc.Arm | None = None
         self.seconds = {"render": 0.0, "step": 0.0}  # wall time of the last drawing and of one control step
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -83,6 +85,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
                 gripper.current_action = np.zeros(gripper.dof)
         with _quiet():
             env.reset()
+        self._arm = osc.arm_of(env)  # robosuite makes its controllers anew
         self._steps, self._over = 0, False
         return self.observe(), {"success": False}
 
@@ -116,10 +119,13 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         command = to_controller(action, self.task.action_names)
         timestep, every = FIDELITIES[self.fidelity]
         env, sim = self._env, self._env.sim
+        go_on = self._arm.command if self._arm else partial(env._pre_action, command)
         for substep in range(round(1 / (self.task.control_hz * timestep))):
             sim.step1()
-            if substep % every == 0:
-                env._pre_action(command, policy_step=substep == 0)
+            if substep == 0:
+                env._pre_action(command, policy_step=True)
+            elif substep % every == 0:
+                go_on()
             sim.step2()
         self._steps += 1
 

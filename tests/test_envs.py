@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import s2robot
-from s2robot.envs import TASKS, get_task, make_env, pick_color
+from s2robot.envs import TASKS, get_task, make_env, osc, pick_color
 from s2robot.envs.bridge import FIDELITIES, RobosuiteEnv
 from s2robot.envs.lift import PLACEMENT
 from s2robot.envs.plain import PlainRobosuite
@@ -71,13 +71,46 @@ def test_exact_fidelity_is_plain_robosuite() -> None:
     env, plain = make_env("Lift", fidelity="exact", render_frames=False), PlainRobosuite("Lift")
     env.reset(seed=3)
     plain.reset(seed=3)
-    np.testing.assert_allclose(env.state(), plain.state(), atol=1e-12)
+    np.testing.assert_array_equal(env.state(), plain.state())
     rng = np.random.default_rng(0)
     for _ in range(60):
         action = rng.uniform(-1, 1, 4).astype(np.float32)
         env.advance(action)
         plain.step(action)
-    np.testing.assert_allclose(env.state(), plain.state(), atol=1e-9)
+    assert env._arm is not None
+    np.testing.assert_array_equal(env.state(), plain.state())
+    env.close()
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+@pytest.mark.parametrize("name", TASKS)
+def test_the_controller_between_actions_is_robosuites(name: str, fidelity: str) -> None:
+    env, states = make_env(name, fidelity=fidelity, render_frames=False), []
+    for ours in (True, False):
+        env.reset(seed=5)
+        assert env._arm is not None
+        env._arm = env._arm if ours else None
+        for action in np.random.default_rng(5).uniform(-1, 1, (40, *env.action_space.shape)).astype(np.float32):
+            env.advance(action)
+        states.append(env.state())
+    env.close()
+    np.testing.assert_array_equal(*states)
+
+
+def test_other_controllers_are_left_to_robosuite() -> None:
+    env = make_env("Reach", fidelity="fast", render_frames=False)
+    env.reset(seed=0)
+    arm = env._env.robots[0].part_controllers["right"]
+    for name, value in (
+        ("interpolator_pos", object()),
+        ("impedance_mode", "variable"),
+        ("__class__", type("Other", (type(arm),), {})),
+    ):
+        before = getattr(arm, name)
+        setattr(arm, name, value)
+        assert osc.arm_of(env._env) is None
+        setattr(arm, name, before)
+    assert osc.arm_of(env._env) is not None
     env.close()
 
 
