@@ -1,6 +1,6 @@
 """Scenes to probe features on: frames, and what the simulator knows of them for free; rendered once, kept on disk.
 
-    runs/probe-data/v1-256px-seed0/train-00003.npy      ten scenes, one record each (`scene_record`), memory-mapped
+    runs/probe-data/v2-256px-seed0/train-00003.npy      ten scenes, one record each (`scene_record`), memory-mapped
                                    test-00000.npy
                                    features/            what encoders see in them (`s2robot.probe_features`)
 
@@ -26,7 +26,7 @@ from s2robot import files, registry, workers
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.progress import Report
 
-VERSION = 1  # raise it with any change of the scenes: what was rendered and encoded before is of other ones
+VERSION = 2  # raise it with any change of the scenes: what was rendered and encoded before is of other ones
 PIECE = 10  # scenes in a file
 FIRST = {"train": 0, "test": 1_000_000}  # index of the first scene
 
