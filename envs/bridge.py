@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from s2robot.envs.extras import Extras, field_names
 from s2robot.envs.renderer import FrameRenderer
+from s2robot.envs.shifts import Shift, ShiftedLooks
 from s2robot.envs.task import Privileged, TaskSpec, finger_state, to_controller
 from s2robot.errors import InvalidInput, UnknownName, UsageError, require
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
@@ -39,6 +41,8 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         frame_size: pixels; render at the largest scale the encoder will look at.
         quality: "fast" or "robosuite", see `envs.renderer`.
         render_frames: False leaves `frames` black and needs no GL: for state-based work.
+        shift: other looks every episode, such as "light,table:0.5" or "all/test"; see `envs.shifts`.
+        extras: what else to observe: "depth", "segmentation", "privileged" (see `s2robot.types`).
 
     `step` after the end of an episode raises; an action outside [-1, 1] or with a NaN raises.
     `reset(seed=k)` fixes everything: two resets with the same seed give the same bits from there on.
@@ -56,15 +60,21 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         frame_size: int = 256,
         quality: str = "fast",
         render_frames: bool = True,
+        shift: str = "",
+        extras: Collection[str] = (),
     ) -> None:
         if fidelity not in FIDELITIES:
             raise UnknownName("fidelity", fidelity, FIDELITIES)
+        wanted = Shift.parse(shift)
         self.task, self.fidelity, self.frame_size = task, fidelity, frame_size
         self.cameras = tuple(cameras) if cameras else task.cameras
         self._env = _make_robosuite(task)
         self._set_fidelity(fidelity)
         model, data = self._env.sim.model._model, self._env.sim.data._data
         self._renderer = FrameRenderer(model, data, self.cameras, frame_size, quality) if render_frames else None
+        self.shift = str(wanted)
+        self._looks = ShiftedLooks(model, data, self._renderer, wanted, task) if self.shift and self._renderer else None
+        self._extras = Extras(self._renderer, model, len(self.cameras), extras)
         views, fields, actions = len(self.cameras), len(task.proprioception_names), len(task.action_names)
         observed: dict[str, spaces.Space[Any]] = {
             FRAMES: spaces.Box(0, 255, (views, frame_size, frame_size, 3), np.uint8),
@@ -72,6 +82,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         }
         if task.goal_names:
             observed[GOAL] = spaces.Box(0.0, 1.0, (len(task.goal_names),), np.float32)
+        observed |= self._extras.spaces(frame_size, self.privileged())
         self.observation_space = spaces.Dict(observed)
         self.action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
         self._steps, self._over = 0, True
@@ -88,6 +99,8 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
                 gripper.current_action = np.zeros(gripper.dof)
         with _quiet():
             env.reset()
+        if self._looks is not None:
+            self._looks.draw(seed)
         self._steps, self._over = 0, False
         return self.observe(), {"success": False}
 
@@ -131,14 +144,15 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
     def observe(self) -> dict[str, NDArray[Any]]:
         """The observation of the present state."""
         observation: dict[str, NDArray[Any]] = {FRAMES: self.frames(), PROPRIOCEPTION: self.proprioception()}
-        return observation | ({GOAL: self.task.goal(self._env)} if self.task.goal_names else {})
+        observation |= {GOAL: self.task.goal(self._env)} if self.task.goal_names else {}
+        return observation | self._extras.observe(self._dress, self.privileged())
 
     def frames(self) -> NDArray[np.uint8]:
         """Every camera, (V, H, W, 3) RGB, top row first."""
         if self._renderer is None:
             return np.zeros((len(self.cameras), self.frame_size, self.frame_size, 3), np.uint8)
         start = time.perf_counter()
-        frames = self._renderer.render()
+        frames = self._renderer.render(self._dress)
         self.seconds["render"] = time.perf_counter() - start
         return frames
 
@@ -167,6 +181,20 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
             self._renderer.close()
             self._renderer = None
         self._env.close()
+
+    @property
+    def segment_names(self) -> tuple[str, ...]:
+        """What the numbers of `segmentation` mean."""
+        return self._extras.segment_names
+
+    @property
+    def privileged_names(self) -> tuple[str, ...]:
+        """The fields of `privileged`."""
+        return field_names(self.privileged())
+
+    @property
+    def _dress(self) -> Callable[[Any], None] | None:
+        return None if self._looks is None else self._looks.dress
 
     def _checked(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
         action = np.asarray(action, np.float32)

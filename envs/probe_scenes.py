@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from s2robot.envs.lift import TABLE_TOP
 from s2robot.envs.pick_color import COLOURS, GAP
-from s2robot.envs.stage import PARTS, SHAPES, Prop, Stage, Vector
+from s2robot.envs.props import SHAPES, Prop
+from s2robot.envs.stage import PARTS, Stage, Vector
 from s2robot.errors import S2RobotError
 
 LABELS = ("background", "table", "arm", "gripper", *COLOURS, "other")

@@ -30,6 +30,7 @@ class TaskSpec:
     action_names: which inputs of robosuite's OSC_POSE controller (plus gripper) the policy drives;
         the others are held at zero. One unit of dx/dy/dz asks for 5 cm of motion in one control step.
     goal_names: fields of the goal, where a task has more than one; `goal` tells this episode's.
+    colours_name_objects: which object is which, only its colour tells.
     environment: robosuite's class of the task, where it is not one of robosuite's own; called once robosuite is there.
     robosuite_kwargs: called once per environment with its random generator.
     """
@@ -49,6 +50,7 @@ class TaskSpec:
     goal_names: tuple[str, ...] = ()
     goal: Callable[[Any], NDArray[np.float32]] = field(default=lambda env: np.zeros(0, np.float32))
     environment: Callable[[], Any] | None = None
+    colours_name_objects: bool = False
 
 
 def finger_state(env: Any) -> NDArray[np.float64]:

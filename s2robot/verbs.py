@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -146,7 +147,9 @@ def do_eval(argv: Sequence[str]) -> int:
     from s2robot.rollout import EvalConfig, evaluate
 
     parser = command.parser(
-        "eval", "Roll a trained policy out on seeds no demonstration used.", "s2robot eval runs/demo --episodes 100"
+        "eval",
+        "Roll a trained policy out on seeds no demonstration used.",
+        "s2robot eval runs/demo --episodes 100 --shift all/test",
     )
     parser.add_argument("run", help="a run folder that holds policy/")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -156,14 +159,16 @@ def do_eval(argv: Sequence[str]) -> int:
     if not (folder / "policy.json").exists():
         raise InvalidInput(f"No policy in {folder}. Train one: s2robot train --help")
     console = Console(stderr=options.json)
-    kind = f"{config.fidelity}-{config.precision}" if config.precision else config.fidelity
+    looks = re.sub("[:,/]", "-", config.shift)
+    kind = "-".join(filter(None, (config.fidelity, config.precision, looks)))
     log = Path(options.run) / f"episodes-{kind}.jsonl"
     with progress.bar("evaluate", console) as report:
         results = evaluate(folder, config, log, report)
     wins = sum(r.success for r in results)
     low, high = statistics.wilson(wins, len(results))
     result = {"success_rate": wins / len(results), "successes": wins, "episodes": len(results), "interval": [low, high]}
-    result |= {"seed": config.seed, "fidelity": config.fidelity, "precision": config.precision, "log": str(log)}
+    result |= {"seed": config.seed, "fidelity": config.fidelity, "precision": config.precision}
+    result |= {"shift": config.shift, "log": str(log)}
     if options.json:
         print(json.dumps(result))
     else:

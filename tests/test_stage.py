@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 pytest.importorskip("robosuite")
 from s2robot.envs.lift import TABLE_TOP
 from s2robot.envs.probe_scenes import COLOURS, FINGERS_OPEN, LABELS, REGION, ProbeScenes, _down
-from s2robot.envs.stage import PARTS, Prop, Stage
+from s2robot.envs.props import Prop
+from s2robot.envs.stage import PARTS, Stage
 from s2robot.envs.workspace import BLOCK, MOMENTS, PATTERN, SceneSampler
 
 pytestmark = pytest.mark.sim
