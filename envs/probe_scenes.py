@@ -44,6 +44,7 @@ class ProbeScene(NamedTuple):
     cubes: NDArray[np.float32]  # (4, 2), x and y on the table [m], in the order of COLOURS
     leftmost: int  # the cube furthest to the left in agentview
     shape: int  # of the odd one, an index into SHAPES
+    odd: NDArray[np.float32]  # (2,), where it appears in agentview: x and y from -1 to 1, right and up
     contact: bool  # a finger touches the cube in the hand
 
 
@@ -71,7 +72,7 @@ class ProbeScenes:
             self._set(rng, places)
             labels = self._labels()
             if all((labels[0] == LABELS.index(colour)).sum() >= SEEN for colour in COLOURS):
-                return self._picture(labels, places[: len(COLOURS)])
+                return self._picture(labels, places)
         raise S2RobotError(f"Scene {index} of seed {self.seed} hides a cube in 100 drawings; please report it")
 
     def close(self) -> None:
@@ -124,16 +125,18 @@ class ProbeScenes:
         labels: NDArray[np.uint8] = np.array(meaning, np.uint8)[parts]
         return labels
 
-    def _picture(self, labels: NDArray[np.uint8], cubes: Vector) -> ProbeScene:
+    def _picture(self, labels: NDArray[np.uint8], places: Vector) -> ProbeScene:
         stage, cut = self.stage, slice(self.step // 2, None, self.step)
-        standing = np.column_stack([cubes, np.full(len(cubes), TABLE_TOP + CUBE)])
+        heights = TABLE_TOP + np.array([CUBE] * len(COLOURS) + [ODD])
+        seen = stage.pixel("agentview", np.column_stack([places, heights]))
         return ProbeScene(
             frames=stage.frames(),
             labels=labels,
             depth=stage.depth()[:, cut, cut],
-            cubes=cubes.astype(np.float32),
-            leftmost=int(stage.pixel("agentview", standing)[:, 0].argmin()),
+            cubes=places[:-1].astype(np.float32),
+            leftmost=int(seen[:-1, 0].argmin()),
             shape=self.shape,
+            odd=seen[-1].astype(np.float32),
             contact=stage.touches("gripper", "cube"),
         )
 
