@@ -2,14 +2,14 @@
 
     data                .attrs: total (steps), env_args (JSON: how to make the env again)
     data/demo_k         .attrs: num_samples, seed, success
-      obs/<camera>_image    uint8  (L, H, W, 3)    one dataset a camera, one chunk a frame
+      obs/<camera>_image    uint8  (L, H, W, 3)    one dataset a camera, chunks of a few rows over SPAN steps
       obs/proprioception, obs/goal (optional), actions, executed_actions, rewards, dones, states (optional)
     mask/train, mask/valid  names of demos
 
 The fields are `s2robot.episodes`' own. Collecting writes every finished episode as a file (`EpisodeParts`);
-`merge` makes one dataset of them. Frames are lzf-compressed: of the filters h5py brings, so that robomimic reads
-it, the fastest. On robosuite frames of 128 px: 0.40 ms to write one, 0.19 to read it, 0.53 of the raw size, against
-0.67, 0.26 and 0.39 for gzip-1; shuffle does nothing to bytes. Every row has a checksum, every episode a digest.
+`merge` makes one dataset of them. Frames have gzip's first level, which h5py brings, so that robomimic reads it, over
+chunks in which what stood still for SPAN steps is stored once: a standing camera's frames come to 0.11 of their size,
+the wrist's to 0.37 (a frame a chunk, 0.37 both; lzf, as quick, 0.52). Every row has a checksum, every episode a digest.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from s2robot.parts import (
     HDF5_FORMAT,
     PLACES,
     ROW_CHECKSUMS,
+    SPAN,
     EpisodeParts,
     check_digest,
     in_memory,
@@ -43,6 +44,8 @@ from s2robot.parts import (
     row_checksums,
     text,
 )
+
+CACHE = 8 << 20  # bytes a camera: one span of steps stays unpacked while its frames are read one by one
 
 __all__ = ["DemoDataset", "Episode", "EpisodeParts", "StoredEpisode", "merge", "write_dataset"]
 
@@ -183,8 +186,9 @@ class DemoDataset:
         out = np.empty((len(wanted), *self.frame_shape), np.uint8)
         with self._reading_episode(k):
             for view, images in enumerate(self._frame_datasets(k)):
-                if len(wanted) and (np.diff(wanted) == 1).all():  # one read is quicker than many
-                    out[:, view] = images[wanted[0] : wanted[-1] + 1]
+                if len(wanted) and np.ptp(wanted) < SPAN * len(wanted):  # one read is quicker than many
+                    first = wanted.min()
+                    out[:, view] = images[first : wanted.max() + 1][wanted - first]
                 else:
                     for row, step in enumerate(wanted):
                         out[row, view] = images[step]
@@ -247,7 +251,7 @@ class DemoDataset:
     @property
     def _file(self) -> h5py.File:
         if self._handle is None or self._handle[0] != os.getpid():  # an HDF5 handle must not be shared over a fork
-            self._handle = (os.getpid(), h5py.File(self.path, "r"))
+            self._handle = (os.getpid(), h5py.File(self.path, "r", rdcc_nbytes=CACHE))
         return self._handle[1]
 
     def _group(self, k: int) -> h5py.Group:

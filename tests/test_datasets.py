@@ -86,7 +86,7 @@ def test_the_layout_is_robomimics(tmp_path: Path) -> None:
         assert demo.attrs["num_samples"] == 4
         assert set(demo) == {"obs", "actions", "executed_actions", "rewards", "dones", "states"}
         assert set(demo["obs"]) == {"agentview_image", "robot0_eye_in_hand_image", "proprioception", "goal"}
-        assert demo["obs/agentview_image"].chunks == (1, 8, 8, 3)
+        assert demo["obs/agentview_image"].chunks == (4, 4, 8, 3)
         assert demo["dones"][()].tolist() == [0, 0, 0, 1]
         masks = {name: [key.decode() for key in file[f"mask/{name}"]] for name in ("train", "valid")}
     assert sorted(masks["train"] + masks["valid"]) == ["demo_0", "demo_1"]
@@ -308,7 +308,7 @@ def test_a_damaged_file_is_corrupt_or_right_but_never_wrong(tmp_path: Path) -> N
 def test_damage_in_an_episode_names_it(tmp_path: Path) -> None:
     dataset = write(tmp_path / "a.hdf5", [1, 2])
     with h5py.File(tmp_path / "a.hdf5") as file:
-        chunk = file["data/demo_1/obs/agentview_image"].id.get_chunk_info(2)
+        chunk = file["data/demo_1/obs/agentview_image"].id.get_chunk_info(1)
     data = bytearray(dataset.path.read_bytes())
     data[chunk.byte_offset + 9] ^= 1
     dataset.close()
