@@ -26,6 +26,7 @@ VERBS = {
     "encode": "demonstrations to stored features, once",
     "train": "a policy on stored features",
     "eval": "rollouts of a trained policy on unseen seeds",
+    "compare": "runs on the same seeds: the difference, and whether it is resolved",
     "report": "a run folder as one page",
     "pretrain": "an encoder by masked autoencoding on randomised scenes",
     "probe": "what frozen features know, against the simulator's truth on held-out scenes",
@@ -37,6 +38,7 @@ _HOMES = {  # the others are in s2robot.verbs
     "bench": "s2robot.encoder_verbs",
     "export": "s2robot.encoder_verbs",
     "pretrain": "s2robot.pretrain_verb",
+    "compare": "s2robot.compare_verb",
 }
 
 
