@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.errors import UnknownName
+from s2robot.errors import InvalidInput, UnknownName
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from s2robot.envs.task import TaskSpec
     from s2robot.types import Policy
 
-POLICIES = {"bc": "s2robot.policies.bc"}
-"""Policy kind -> module with `CONFIG` (its dataclass) and `load(folder) -> Policy`."""
+POLICIES = {"bc": "s2robot.policies.bc", "flow": "s2robot.policies.flow"}
+"""Policy kind -> module with `CONFIG`, its hyper-parameters, and `NETWORK`, a `policies.neck.Neck`."""
 
 
 def make_env(name: str, **options: Any) -> RobosuiteEnv:
@@ -69,6 +69,14 @@ def policy_module(kind: str) -> Any:
     if kind not in POLICIES:
         raise UnknownName("policy", kind, POLICIES, "s2robot list policies")
     return importlib.import_module(POLICIES[kind])
+
+
+def policy_kind(config: object) -> str:
+    """The kind whose hyper-parameters these are."""
+    for kind in POLICIES:
+        if type(config) is policy_module(kind).CONFIG:
+            return kind
+    raise InvalidInput(f"{type(config).__name__} is no policy's; known: {', '.join(POLICIES)}")
 
 
 def load_policy(folder: str | Path, **options: Any) -> Policy:

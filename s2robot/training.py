@@ -25,6 +25,7 @@ from s2robot import files, registry
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
+from s2robot.policies import neck
 from s2robot.store import FeatureStore
 from s2robot.types import Policy
 
@@ -69,19 +70,19 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
-    kind: str = "bc",
     progress: Progress = lambda done, total, note: None,
 ) -> Path:
     """Train into folder `out`, or resume there; return it.
 
     Args:
-        policy: the policy's own hyper-parameters, e.g. `policies.bc.BCConfig`.
+        policy: the policy's own hyper-parameters, e.g. `policies.bc.BCConfig`; they say of which kind it is.
 
     Raises:
         S2RobotError: the loss became NaN.
     """
     if (out / "done").exists():
         return out
+    kind = registry.policy_kind(policy)
     out.mkdir(parents=True, exist_ok=True)
     files.sweep(out)
     with torch.random.fork_rng(devices=[]):
@@ -131,7 +132,7 @@ def load_policy(
         chosen = Encoder(
             encoder.backbone, dataclasses.replace(known, engine=engine, precision=precision or known.precision)
         )
-        return module.restore(description, chosen.to(encoder.device), weights)  # type: ignore[no-any-return]
+        return neck.restore(module, description, chosen.to(encoder.device), weights)
     except S2RobotError:
         raise
     except Exception as error:  # safetensors, json keys, state dict: all mean the same to the reader
@@ -238,11 +239,11 @@ def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, 
     frames, views, channels, height, width = store.map.shape
     groups = encoder.groups
     first = dataset.episode(0)
-    shapes = module.Shapes(
+    shapes = neck.Shapes(
         views, groups, channels // groups, (height, width), first.proprioception.shape[1], first.actions.shape[1],
         0 if first.goal is None else first.goal.shape[1],
     )  # fmt: skip
-    network: nn.Module = module.build(policy, shapes)
+    network: nn.Module = module.NETWORK(policy, shapes)
     spread = np.linspace(0, frames - 1, min(frames, 400)).astype(int)  # enough tokens for a covariance
     network.compression.fit(_maps(store, spread))  # type: ignore[union-attr, operator]
     states = torch.from_numpy(np.concatenate([episode.proprioception for episode in dataset]))
@@ -288,7 +289,7 @@ def _write_policy(
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, str(temporary))
     description = {
         "kind": kind,
-        **registry.policy_module(kind).describe(network),
+        **neck.describe(network),
         "encoder": dataclasses.asdict(encoder),
         "encoder_fingerprint": store.encoder_fingerprint,
         "task": dataset.env_args.get("task"),

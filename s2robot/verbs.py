@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -37,6 +38,7 @@ def do_demo(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--baselines", action="store_true", help="also train with the base scale alone and with random weights"
     )
+    _kind(parser)
     parser.add_argument(
         "--no-install", action="store_true", help="do not install what the simulator needs, only say it"
     )
@@ -45,13 +47,13 @@ def do_demo(argv: Sequence[str]) -> int:
     )
     options, rest = parser.parse_known_args(list(argv))
     _simulator_or_install(install=not options.no_install)
-    from s2robot.demo import DemoConfig
     from s2robot.demo import demo as run
+    from s2robot.demo import run_schema
 
     name = options.config or ("demo-quick" if options.quick else "demo")
     overrides = command.overrides(options, rest) + (["--baselines", "true"] if options.baselines else [])
     console = Console()
-    page = run(configuration.load(DemoConfig, name, overrides), console)
+    page = run(configuration.load(run_schema(options.kind), name, overrides), console)
     summary = files.read_json(page.parent / "summary.json")
     rate = _percent(summary["success_rate"], *summary["interval"])
     console.print(
@@ -113,7 +115,7 @@ def do_encode(argv: Sequence[str]) -> int:
 
 def do_train(argv: Sequence[str]) -> int:
     from s2robot.datasets import DemoDataset
-    from s2robot.demo import DemoConfig
+    from s2robot.demo import run_schema
     from s2robot.store import encode_dataset
     from s2robot.training import train as run
 
@@ -124,9 +126,10 @@ def do_train(argv: Sequence[str]) -> int:
     )
     parser.add_argument("dataset", help="an HDF5 file of demonstrations")
     parser.add_argument("--config", default="demo", help="a config by name or .yaml path (default: demo)")
+    _kind(parser)
     command.shorthands(parser, out="out", seed="train.seed", steps="train.steps")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(DemoConfig, options.config, command.overrides(options, rest))
+    config = configuration.load(run_schema(options.kind), options.config, command.overrides(options, rest))
     console, dataset = Console(), DemoDataset(options.dataset)
     root, workers = Path(options.dataset).parent / "features", config.encode.workers or None
     with progress.bar("encode", console) as report:
@@ -141,6 +144,11 @@ def do_train(argv: Sequence[str]) -> int:
         temporary.write_text(configuration.dump(config), encoding="utf-8")
     console.print(f"{out}: trained. Now: s2robot eval {config.out}")
     return 0
+
+
+def _kind(parser: argparse.ArgumentParser) -> None:
+    kinds = ", ".join(registry.POLICIES)
+    parser.add_argument("--kind", default="bc", help=f"of policy: {kinds} (default: bc)")
 
 
 def do_eval(argv: Sequence[str]) -> int:
