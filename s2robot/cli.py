@@ -21,8 +21,9 @@ from s2robot.errors import S2RobotError, UnknownName
 VERBS = {
     "demo": "everything once: demonstrations, features, policy, rollouts, a page to look at",
     "doctor": "what works on this machine, and what to install",
-    "list": "encoders, tasks, policies, configs",
+    "list": "encoders, tasks, policies, configs, datasets",
     "collect": "scripted demonstrations of a task",
+    "view": "a dataset as a table, a contact sheet and videos",
     "encode": "demonstrations to stored features, once",
     "train": "a policy on stored features",
     "eval": "rollouts of a trained policy on unseen seeds",
@@ -34,6 +35,7 @@ VERBS = {
     "export": "an encoder as one file for ONNX Runtime, OpenVINO or torch.export",
 }
 _HOMES = {  # the others are in s2robot.verbs
+    "view": "s2robot.dataset_verbs",
     "probe": "s2robot.probe_verb",
     "bench": "s2robot.encoder_verbs",
     "export": "s2robot.encoder_verbs",

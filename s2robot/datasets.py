@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.episodes import FIELDS, Episode, Floats, number_problem, split_episodes
+from s2robot.episodes import FIELDS, Episode, number_problem, split_episodes
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.files import atomic, plain, reserve, sweep
 from s2robot.parts import (
@@ -44,6 +44,7 @@ from s2robot.parts import (
     row_checksums,
     text,
 )
+from s2robot.stored import StoredEpisode
 
 CACHE = 8 << 20  # bytes a camera: one span of steps stays unpacked while its frames are read one by one
 
@@ -117,14 +118,13 @@ class DemoDataset:
             self._names = sorted(data, key=lambda name: (int("0" + re.sub(r"\D", "", name)), name))
             if not self._names:
                 raise ValueError("it has no episodes")
-            self.lengths = tuple(int(data[name].attrs["num_samples"]) for name in self._names)
+            self.lengths = tuple(_length(data[name]) for name in self._names)
             self.env_args: dict[str, Any] = json.loads(data.attrs.get("env_args", "{}"))
             self._digests = [text(data[name].attrs.get("s2robot_digest", "")) for name in self._names]
             self._digest = text(data.attrs.get("s2robot_digest", ""))
             self.cameras = tuple(json.loads(data.attrs.get("s2robot_cameras", "null")) or self._find_cameras())
             self._check_header()
-            images = data[self._names[0]][f"obs/{self.cameras[0]}_image"]
-            self.frame_shape: tuple[int, ...] = (len(self.cameras), *images.shape[1:])  # V H W 3
+            self.frame_shape = self._find_frame_shape()  # V H W 3
 
     def _find_cameras(self) -> list[str]:
         keys = sorted(self._group(0)["obs"])
@@ -133,9 +133,12 @@ class DemoDataset:
             raise CorruptFile(
                 self.path,
                 f"it has no camera images; its observations are {', '.join(keys)}",
-                "Make them with robomimic's dataset_states_to_obs.py --camera_names agentview ...",
+                f"Draw them from its states: s2robot render {self.path} --out NEW.hdf5",
             )
         return cameras
+
+    def _find_frame_shape(self) -> tuple[int, ...]:
+        return (len(self.cameras), *self._group(0)[f"obs/{self.cameras[0]}_image"].shape[1:])
 
     def _check_header(self) -> None:
         if self._digest and self._digest != _header_digest(self.env_args, self.cameras, self.lengths, self._digests):
@@ -175,6 +178,11 @@ class DemoDataset:
         if not 0 <= k < len(self):
             raise InvalidInput(f"No episode {k} in {self.path}; it has 0 to {len(self) - 1}")
         return StoredEpisode(self, k)
+
+    def name(self, k: int) -> str:
+        """What the file calls episode `k`, e.g. demo_0."""
+        self.episode(k)
+        return str(self._names[k])
 
     def frames(self, k: int, steps: int | slice | Sequence[int] | NDArray[Any] | None = None) -> NDArray[np.uint8]:
         """Frames of some steps of episode `k`, in the order asked (default: all).  (n, V, H, W, 3)"""
@@ -258,8 +266,8 @@ class DemoDataset:
         return self._file["data"][self._names[k]]
 
     def _frame_datasets(self, k: int) -> list[h5py.Dataset]:
-        expected = (self.lengths[k], *self.frame_shape[1:])
-        found = [self._group(k)[f"obs/{camera}_image"] for camera in self.cameras]
+        expected, obs = (self.lengths[k], *self.frame_shape[1:]), self._group(k)["obs"]
+        found = [obs[f"{camera}_image"] for camera in self.cameras]
         for camera, images in zip(self.cameras, found, strict=True):
             if images.dtype != np.uint8 or images.shape != expected or images.shape[-1:] != (3,):
                 raise ValueError(f"{camera}_image is {images.dtype} {images.shape}; expected uint8 RGB {expected}")
@@ -274,68 +282,6 @@ class DemoDataset:
 
     def _reading_episode(self, k: int) -> contextlib.AbstractContextManager[None]:
         return self._reading(f"episode {self._names[k]}")
-
-
-class StoredEpisode:
-    """An `Episode` still on disk: the same fields, each read when first asked for."""
-
-    def __init__(self, dataset: DemoDataset, index: int) -> None:
-        self._dataset = dataset
-        self.index = index
-
-    def __len__(self) -> int:
-        return self._dataset.lengths[self.index]
-
-    @cached_property
-    def seed(self) -> int:
-        """Seed of the environment; -1 where a foreign file does not say."""
-        seed = self._dataset.attribute(self.index, "seed")
-        return -1 if seed is None else int(seed)
-
-    @cached_property
-    def success(self) -> bool:
-        """Did it succeed? A foreign file says so by a reward of 1."""
-        success = self._dataset.attribute(self.index, "success")
-        return bool(self.rewards.max(initial=0) >= 1 if success is None else success)
-
-    @cached_property
-    def frames(self) -> NDArray[np.uint8]:
-        """(L, V, H, W, 3); for some steps only, ask `DemoDataset.frames`."""
-        return self._dataset.frames(self.index)
-
-    @cached_property
-    def proprioception(self) -> Floats:
-        """(L, Q)"""
-        return self._dataset.field(self.index, "proprioception")
-
-    @cached_property
-    def actions(self) -> Floats:
-        """(L, M), the labels."""
-        return self._dataset.field(self.index, "actions")
-
-    @cached_property
-    def executed_actions(self) -> Floats:
-        """(L, M), as sent."""
-        return self._dataset.field(self.index, "executed_actions")
-
-    @cached_property
-    def rewards(self) -> Floats:
-        """(L,); zeros where a foreign file has none."""
-        return self._dataset.field(self.index, "rewards")
-
-    @cached_property
-    def states(self) -> NDArray[np.float64] | None:
-        """(L, X), or None."""
-        return self._dataset.field(self.index, "states") if self._dataset.has(self.index, "states") else None
-
-    @cached_property
-    def goal(self) -> Floats | None:
-        """(L, G), or None."""
-        return self._dataset.field(self.index, "goal") if self._dataset.has(self.index, "goal") else None
-
-    def load(self) -> Episode:
-        """Read it all."""
-        return Episode(self.seed, self.success, self.frames, *(getattr(self, name) for name in PLACES))
 
 
 def _merge_into(
@@ -390,6 +336,10 @@ def _header_digest(
 ) -> str:
     header = json.dumps(["s2robot demonstrations 1", env_args, [*cameras], [*lengths], [*digests]], sort_keys=True)
     return hashlib.sha256(header.encode()).hexdigest()
+
+
+def _length(demo: h5py.Group) -> int:
+    return int(demo.attrs.get("num_samples", 0) or len(demo["actions"]))  # robosuite's own recordings do not say
 
 
 def _file_digest(path: Path) -> str:

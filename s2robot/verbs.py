@@ -22,6 +22,7 @@ from rich.table import Table
 
 from s2robot import command, files, progress, registry, statistics
 from s2robot import config as configuration
+from s2robot.dataset_verbs import dataset_rows
 from s2robot.errors import InvalidInput, UsageError
 
 
@@ -196,18 +197,25 @@ def do_report(argv: Sequence[str]) -> int:
 
 
 def do_list(argv: Sequence[str]) -> int:
-    parser = command.parser("list", "What there is by name.", "s2robot list encoders")
+    parser = command.parser("list", "What there is by name.", "s2robot list datasets runs", key="")
     kinds = {"encoders": _encoders, "tasks": _tasks, "policies": _policies, "configs": _configs}
-    parser.add_argument("kind", nargs="?", choices=sorted(kinds), help="default: all")
+    parser.add_argument("kind", nargs="?", choices=[*sorted(kinds), "datasets"], help="default: all but datasets")
+    parser.add_argument("folder", nargs="?", default=".", help="of datasets: where to look (default: here)")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(list(argv))
-    chosen = {options.kind: kinds[options.kind]} if options.kind else kinds
-    found = {name: rows() for name, rows in chosen.items()}
+    if options.kind == "datasets":
+        found = {"datasets": dataset_rows(options.folder)}
+    else:
+        chosen = {options.kind: kinds[options.kind]} if options.kind else kinds
+        found = {name: rows() for name, rows in chosen.items()}
     if options.json:
         print(json.dumps(files.plain(found), indent=2))
         return 0
     for name, rows in found.items():
         table = Table(title=name, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        if not rows:
+            print(f"no datasets below {options.folder}; make one: s2robot collect --help")
+            continue
         for column in rows[0]:
             table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column == "name")
         for row in rows:

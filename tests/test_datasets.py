@@ -340,7 +340,7 @@ def test_other_files_are_no_demonstrations(tmp_path: Path, content: bytes) -> No
         DemoDataset(tmp_path / "a.hdf5")
 
 
-def _robomimic_file(path: Path, image_key: str = "agentview_image") -> Episode:
+def robomimic_file(path: Path, image_key: str = "agentview_image") -> Episode:
     made = make_episode(5)
     with h5py.File(path, "w") as file:
         file.create_group("data").attrs["total"] = 4
@@ -357,8 +357,8 @@ def _robomimic_file(path: Path, image_key: str = "agentview_image") -> Episode:
     return made
 
 
-def test_plain_robomimic_files_are_read(tmp_path: Path) -> None:
-    made = _robomimic_file(tmp_path / "a.hdf5")
+def test_plainrobomimic_files_are_read(tmp_path: Path) -> None:
+    made = robomimic_file(tmp_path / "a.hdf5")
     dataset = DemoDataset(tmp_path / "a.hdf5")
     assert (len(dataset), dataset.cameras, dataset.env_args, dataset.total) == (2, ("agentview",), ENV_ARGS, 8)
     first, second = (episode.load() for episode in dataset)
@@ -374,9 +374,9 @@ def test_plain_robomimic_files_are_read(tmp_path: Path) -> None:
     assert DemoDataset(dataset.path).fingerprint != dataset.fingerprint
 
 
-def test_a_robomimic_file_without_images_says_how_to_make_them(tmp_path: Path) -> None:
-    _robomimic_file(tmp_path / "a.hdf5", image_key="object")
-    with pytest.raises(CorruptFile, match=r"no camera images.*robot0_eef_pos.*dataset_states_to_obs\.py"):
+def test_arobomimic_file_without_images_says_how_to_make_them(tmp_path: Path) -> None:
+    robomimic_file(tmp_path / "a.hdf5", image_key="object")
+    with pytest.raises(CorruptFile, match=r"no camera images.*robot0_eef_pos.*s2robot render"):
         DemoDataset(tmp_path / "a.hdf5")
 
 

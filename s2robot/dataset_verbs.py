@@ -1,0 +1,87 @@
+"""The verbs about datasets: `view`, `render`, `convert`, and the rows of `list datasets`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from s2robot import command, dataset_view, files, progress
+from s2robot.sources import open_dataset
+
+SHOWN = 8  # episodes in the sheet, where none are named
+
+
+def do_view(argv: Sequence[str]) -> int:
+    parser = command.parser(
+        "view",
+        "Look at a dataset: a table, a contact sheet (a row an episode), and on request a video an episode.",
+        "s2robot view runs/lift.hdf5 --episodes 0,3,10-12 --video",
+        key="",
+    )
+    parser.add_argument("dataset", help="an HDF5 file (ours, robomimic's, MimicGen's) or a LeRobot folder")
+    parser.add_argument("--episodes", default=None, help=f"which, e.g. 0,3,10-12 (default: {SHOWN} spread over all)")
+    parser.add_argument("--moments", type=int, default=8, help="steps of each episode in the sheet (default 8)")
+    parser.add_argument("--cell", type=int, default=dataset_view.CELL, help="height of a frame there [pixels]")
+    parser.add_argument("--video", action="store_true", help="also an mp4 an episode (a GIF without an encoder)")
+    parser.add_argument("--out", default=None, help="folder for the pictures (default: DATASET-view, beside it)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_args(list(argv))
+    dataset, console = open_dataset(options.dataset), Console(stderr=options.json)
+    count = len(dataset)
+    chosen = dataset_view.choose(options.episodes, count) if options.episodes else dataset_view.spread(count, SHOWN)
+    summary = dataset_view.summarize(dataset)
+    path = Path(options.dataset)
+    out = Path(options.out) if options.out else path.with_name(f"{path.stem}-view")
+    pictures: list[Path] = []
+    if summary["frame_size"][0]:
+        sheet, damaged = dataset_view.contact_sheet(dataset, chosen, max(1, options.moments), max(8, options.cell))
+        summary["damaged"] |= damaged
+        with files.atomic(out / "sheet.png") as temporary:
+            sheet.save(temporary, format="PNG")
+        pictures.append(out / "sheet.png")
+        if options.video:
+            with progress.bar("video", console) as report:
+                written, damaged = dataset_view.write_videos(dataset, chosen, out, report)
+            pictures += written
+            summary["damaged"] |= damaged
+    summary["pictures"] = [str(picture) for picture in pictures]
+    if options.json:
+        Console(soft_wrap=True).out(json.dumps(files.plain(summary), indent=2), highlight=False)
+    else:
+        _tell(summary, console)
+    return 1 if summary["damaged"] else 0
+
+
+def _tell(summary: dict[str, Any], console: Console) -> None:
+    shortest, median, longest = summary["lengths"]
+    height, width = summary["frame_size"]
+    views = f"{', '.join(summary['cameras'])}: {height}x{width}" if height else "none; draw them: s2robot render --help"
+    ranges = (f"{name} [{low:.3g}, {high:.3g}]" for name, (low, high) in summary["actions"].items())
+    lines = {
+        "dataset": summary["path"],
+        "task": summary["task"] or "not said",
+        "episodes": f"{summary['episodes']}, of which {summary['successes']} succeeded",
+        "steps": f"{summary['steps']} at {summary['control_hz']} Hz; an episode has {shortest} to {longest},"
+        f" half of them at most {median:g}",
+        "cameras": views,
+        "actions": ", ".join(ranges),
+        "versions": "; ".join(summary["versions"]),
+        "pictures": ", ".join(summary["pictures"]),
+    }
+    for name, words in lines.items():
+        if words:
+            console.print(f"{name:<9} {words}", highlight=False, markup=False, soft_wrap=True)
+    for name, why in summary["damaged"].items():
+        console.print(f"damaged   {name}: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def dataset_rows(folder: str) -> list[dict[str, Any]]:
+    """What `s2robot list datasets` prints."""
+    from s2robot.shelf import find_datasets
+
+    return [dataclasses.asdict(found) for found in find_datasets(folder)]
