@@ -21,6 +21,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from s2robot.envs.extras import Extras, field_names
+from s2robot.envs.physics import place_bodies, put_state
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.envs.shifts import Shift, ShiftedLooks
 from s2robot.envs.task import Privileged, TaskSpec, finger_state, to_controller
@@ -170,6 +171,20 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         """MuJoCo's flattened state (time, qpos, qvel), as robomimic stores it."""
         flat: NDArray[np.float64] = self._env.sim.get_state().flatten()
         return flat
+
+    def show(self, state: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """The frames an episode showed when `state()` was `state`, to the bit; reset before going on.
+
+        A physics step moves the joints last and leaves bodies where they were before it, so what is drawn lags by
+        that one step. It is undone here: MuJoCo's integrator moved the joints by the new speeds.
+        """
+        import mujoco
+
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        put_state(model, data, state)
+        mujoco.mj_integratePos(model, data.qpos, data.qvel, -model.opt.timestep)
+        place_bodies(model, data)
+        return self.frames()
 
     def render(self) -> NDArray[np.uint8]:
         """The first camera, (H, W, 3)."""

@@ -24,6 +24,7 @@ VERBS = {
     "list": "encoders, tasks, policies, configs, datasets",
     "collect": "scripted demonstrations of a task",
     "view": "a dataset as a table, a contact sheet and videos",
+    "render": "a dataset's frames from its simulator states, at any size",
     "encode": "demonstrations to stored features, once",
     "train": "a policy on stored features",
     "eval": "rollouts of a trained policy on unseen seeds",
@@ -36,6 +37,7 @@ VERBS = {
 }
 _HOMES = {  # the others are in s2robot.verbs
     "view": "s2robot.dataset_verbs",
+    "render": "s2robot.dataset_verbs",
     "probe": "s2robot.probe_verb",
     "bench": "s2robot.encoder_verbs",
     "export": "s2robot.encoder_verbs",

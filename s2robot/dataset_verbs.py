@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from s2robot import command, dataset_view, files, progress
+from s2robot import config as configuration
 from s2robot.sources import open_dataset
 
 SHOWN = 8  # episodes in the sheet, where none are named
@@ -57,6 +58,37 @@ def do_view(argv: Sequence[str]) -> int:
     return 1 if summary["damaged"] else 0
 
 
+def do_render(argv: Sequence[str]) -> int:
+    from s2robot.rerender import RenderConfig, render
+
+    parser = command.parser(
+        "render",
+        "Draw a dataset's frames from its simulator states, at any size, from any camera. Resumable.",
+        "s2robot render low_dim.hdf5 --out lift-256.hdf5 --frame_size 256 --cameras agentview,robot0_eye_in_hand",
+        key="--quality robosuite",
+    )
+    parser.add_argument("dataset", help="an HDF5 file with states: robomimic's, MimicGen's or ours")
+    parser.add_argument("--out", required=True, help="the HDF5 file to write")
+    command.shorthands(parser, frame_size="frame_size", cameras="cameras", quality="quality", model="model")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(RenderConfig, None, command.overrides(options, rest))
+    console = Console()
+    with progress.bar("render", console) as report:
+        rendered = render(options.dataset, options.out, config, report)
+    dataset, (_, height, width, _) = rendered.dataset, rendered.dataset.frame_shape
+    console.print(
+        f"{options.out}: {len(dataset)} episodes, {dataset.total} steps, {', '.join(dataset.cameras)} {height}x{width}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    _warn(console, [*rendered.notes, *(f"{name} is left out: {why}" for name, why in rendered.failed.items())])
+    return 1 if rendered.failed else 0
+
+
+def _warn(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 def _tell(summary: dict[str, Any], console: Console) -> None:
     shortest, median, longest = summary["lengths"]
     height, width = summary["frame_size"]
@@ -76,8 +108,7 @@ def _tell(summary: dict[str, Any], console: Console) -> None:
     for name, words in lines.items():
         if words:
             console.print(f"{name:<9} {words}", highlight=False, markup=False, soft_wrap=True)
-    for name, why in summary["damaged"].items():
-        console.print(f"damaged   {name}: {why}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    _warn(console, [f"damaged   {name}: {why}" for name, why in summary["damaged"].items()])
 
 
 def dataset_rows(folder: str) -> list[dict[str, Any]]:

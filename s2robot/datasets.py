@@ -50,7 +50,7 @@ CACHE = 8 << 20  # bytes a camera: one span of steps stays unpacked while its fr
 
 __all__ = ["DemoDataset", "Episode", "EpisodeParts", "StoredEpisode", "merge", "write_dataset"]
 
-_ROBOMIMIC_PROPRIOCEPTION = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+ROBOMIMIC_PROPRIOCEPTION = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 
 
 def merge(
@@ -127,18 +127,17 @@ class DemoDataset:
             self.frame_shape = self._find_frame_shape()  # V H W 3
 
     def _find_cameras(self) -> list[str]:
-        keys = sorted(self._group(0)["obs"])
-        cameras = [key.removesuffix("_image") for key in keys if key.endswith("_image")]
-        if not cameras:
-            raise CorruptFile(
-                self.path,
-                f"it has no camera images; its observations are {', '.join(keys)}",
-                f"Draw them from its states: s2robot render {self.path} --out NEW.hdf5",
-            )
-        return cameras
+        return [key.removesuffix("_image") for key in sorted(self._group(0).get("obs", {})) if key.endswith("_image")]
 
     def _find_frame_shape(self) -> tuple[int, ...]:
-        return (len(self.cameras), *self._group(0)[f"obs/{self.cameras[0]}_image"].shape[1:])
+        obs = self._group(0).get("obs", {})
+        if not self.cameras or f"{self.cameras[0]}_image" not in obs:
+            raise CorruptFile(
+                self.path,
+                f"it has no camera images; its observations are {', '.join(sorted(obs)) or 'none'}",
+                f"Draw them from its states: s2robot render {self.path} --out NEW.hdf5",
+            )
+        return (len(self.cameras), *obs[f"{self.cameras[0]}_image"].shape[1:])
 
     def _check_header(self) -> None:
         if self._digest and self._digest != _header_digest(self.env_args, self.cameras, self.lengths, self._digests):
@@ -156,7 +155,7 @@ class DemoDataset:
         return (self.episode(k) for k in range(len(self)))
 
     def __reduce__(self) -> tuple[type[DemoDataset], tuple[Path]]:
-        return DemoDataset, (self.path,)
+        return type(self), (self.path,)
 
     @property
     def total(self) -> int:
@@ -212,7 +211,7 @@ class DemoDataset:
                 value = group[PLACES[name]][()]
                 self._check_rows(group[PLACES[name]], value)
             elif name == "proprioception":
-                value = np.concatenate([group["obs"][key][()] for key in _ROBOMIMIC_PROPRIOCEPTION], axis=1)
+                value = np.concatenate([group["obs"][key][()] for key in ROBOMIMIC_PROPRIOCEPTION], axis=1)
             elif name == "rewards":
                 value = np.zeros(self.lengths[k])
             else:  # without noise, what was executed is what was labelled

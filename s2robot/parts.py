@@ -73,10 +73,10 @@ class EpisodeParts:
         names = (re.fullmatch(r"seed-(\d+)\.hdf5", path.name) for path in self.folder.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
-    def write(self, episode: Episode) -> None:
-        """Put one finished episode on disk, whole or not at all."""
+    def write(self, episode: Episode, texts: Mapping[str, str] | None = None) -> None:
+        """Put one finished episode on disk, whole or not at all; `texts` become attributes of its group."""
         episode.validate()
-        image = in_memory(lambda file: _write_episode(file.create_group("episode"), episode))
+        image = in_memory(lambda file: _write_episode(file.create_group("episode"), episode, texts or {}))
         with atomic(self.path(episode.seed)) as temporary:
             temporary.write_bytes(image)
 
@@ -118,7 +118,7 @@ def in_memory(fill: Callable[[h5py.File], None]) -> bytes:
         return bytes(file.id.get_file_image())
 
 
-def _write_episode(group: h5py.Group, episode: Episode) -> None:
+def _write_episode(group: h5py.Group, episode: Episode, texts: Mapping[str, str]) -> None:
     """Write a part: the layout of a demo, but with numbers for camera names."""
     for view in range(episode.frames.shape[1]):
         images = episode.frames[:, view]  # (L, H, W, 3)
@@ -134,6 +134,8 @@ def _write_episode(group: h5py.Group, episode: Episode) -> None:
     group.attrs["seed"] = episode.seed
     group.attrs["success"] = bool(episode.success)
     group.attrs["s2robot_digest"] = np.bytes_(episode.digest())
+    for name, value in texts.items():
+        group.attrs[name] = np.bytes_(value.encode())
 
 
 def read_part(group: h5py.Group) -> Episode:

@@ -7,6 +7,7 @@ imported when asked for.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +19,9 @@ from s2robot.errors import InvalidInput, UnknownName
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
     from s2robot.envs.probe_scenes import ProbeScenes
+    from s2robot.envs.replay import Replay
     from s2robot.envs.task import TaskSpec
+    from s2robot.rerender import RenderConfig
     from s2robot.types import Policy
 
 POLICIES = {"bc": "s2robot.policies.bc", "flow": "s2robot.policies.flow"}
@@ -58,6 +61,11 @@ def scene_sampler(frame_size: int, seed: int, scenes: str = "lift") -> Scenes:
 def probe_scenes(frame_size: int, seed: int) -> ProbeScenes:
     """Scenes with their ground truth; see `s2robot.envs.probe_scenes`."""
     return importlib.import_module("s2robot.envs.probe_scenes").ProbeScenes(frame_size, seed)  # type: ignore[no-any-return]
+
+
+def replay(env_args: Mapping[str, Any], settings: RenderConfig) -> Replay:
+    """What draws stored states again; see `s2robot.envs.replay`."""
+    return importlib.import_module("s2robot.envs.replay").make_replay(env_args, settings)  # type: ignore[no-any-return]
 
 
 def policy_module(kind: str) -> Any:

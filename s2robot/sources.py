@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot import registry
-from s2robot.datasets import DemoDataset
+from s2robot.datasets import ROBOMIMIC_PROPRIOCEPTION, DemoDataset
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.parts import text
 
@@ -36,9 +37,20 @@ class StateDataset(DemoDataset):
     def _find_frame_shape(self) -> tuple[int, ...]:
         return (0, 0, 0, 3)
 
+    def has_proprioception(self, k: int) -> bool:
+        """Has episode `k` ours, or what robomimic keeps in its place?"""
+        with self._reading_episode(k):
+            obs = self._group(k).get("obs", {})
+            return "proprioception" in obs or all(key in obs for key in ROBOMIMIC_PROPRIOCEPTION)
+
     def model_file(self, k: int) -> str:
         """MuJoCo's XML of episode `k`, as robosuite stores it; "" where there is none."""
         return text(self.attribute(k, "model_file") or "")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 that changes with the content, frames aside in our own files."""
+        return self._digest or super().fingerprint
 
     @property
     def has_frames(self) -> bool:
