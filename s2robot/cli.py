@@ -25,6 +25,7 @@ VERBS = {
     "collect": "scripted demonstrations of a task",
     "view": "a dataset as a table, a contact sheet and videos",
     "render": "a dataset's frames from its simulator states, at any size",
+    "convert": "a dataset to LeRobot's layout and back",
     "encode": "demonstrations to stored features, once",
     "train": "a policy on stored features",
     "eval": "rollouts of a trained policy on unseen seeds",
@@ -38,6 +39,7 @@ VERBS = {
 _HOMES = {  # the others are in s2robot.verbs
     "view": "s2robot.dataset_verbs",
     "render": "s2robot.dataset_verbs",
+    "convert": "s2robot.dataset_verbs",
     "probe": "s2robot.probe_verb",
     "bench": "s2robot.encoder_verbs",
     "export": "s2robot.encoder_verbs",

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from s2robot import command, dataset_view, files, progress
 from s2robot import config as configuration
-from s2robot.sources import open_dataset
+from s2robot.adapters import lerobot
+from s2robot.convert import to_s2robot
+from s2robot.errors import InvalidInput
+from s2robot.sources import is_lerobot, open_dataset
+from s2robot.stored import Demonstrations
 
 SHOWN = 8  # episodes in the sheet, where none are named
 
@@ -32,6 +39,7 @@ def do_view(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default=None, help="folder for the pictures (default: DATASET-view, beside it)")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(list(argv))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # LeRobot: what is missing in a folder is an error, not a download
     dataset, console = open_dataset(options.dataset), Console(stderr=options.json)
     count = len(dataset)
     chosen = dataset_view.choose(options.episodes, count) if options.episodes else dataset_view.spread(count, SHOWN)
@@ -82,6 +90,66 @@ def do_render(argv: Sequence[str]) -> int:
     )  # fmt: skip
     _warn(console, [*rendered.notes, *(f"{name} is left out: {why}" for name, why in rendered.failed.items())])
     return 1 if rendered.failed else 0
+
+
+def do_convert(argv: Sequence[str]) -> int:
+    parser = command.parser(
+        "convert",
+        "A dataset in another layout: LeRobot's (v3.0, images) or ours. Reads ours, robomimic's, LeRobot's.",
+        "s2robot convert runs/lift.hdf5 --to lerobot --out runs/lift-lerobot",
+        key="",
+    )
+    parser.add_argument("dataset", help="an HDF5 file or a LeRobot folder")
+    parser.add_argument("--to", required=True, choices=("lerobot", "s2robot"), help="the layout to write")
+    parser.add_argument("--out", required=True, help="the folder (lerobot) or HDF5 file (s2robot) to write")
+    parser.add_argument("--episodes", default=None, help="which, e.g. 0,3,10-12 (default: all)")
+    parser.add_argument("--cameras", default=None, help="which, e.g. top,wrist (default: all)")
+    parser.add_argument("--instruction", default="", help='LeRobot\'s task text, e.g. "pick up the {goal} cube"')
+    parser.add_argument("--scale-actions", action="store_true", help="map a LeRobot dataset's actions to [-1, 1]")
+    parser.add_argument("--features", default=None, metavar="ENCODER", help="LeRobot: with a column of its features")
+    options = parser.parse_args(list(argv))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # LeRobot: what is missing in a folder is an error, not a download
+    cameras = options.cameras.split(",") if options.cameras else []
+    source, console = _source(options.dataset, cameras, scale_actions=options.scale_actions), Console()
+    episodes = dataset_view.choose(options.episodes, len(source)) if options.episodes else None
+    with progress.bar("convert", console) as report:
+        if options.to == "s2robot":
+            dataset, damaged = to_s2robot(source, options.out, episodes=episodes, report=report)
+            said = f"{len(dataset)} episodes, {dataset.total} steps, cameras {', '.join(dataset.cameras)}"
+        else:
+            rows = _feature_rows(options.dataset, options.features) if options.features else None
+            damaged = lerobot.export(
+                source, options.out, cameras=cameras, episodes=episodes, instruction=options.instruction,
+                features=rows, report=report,
+            )  # fmt: skip
+            said = f"{len(source if episodes is None else episodes) - len(damaged)} episodes for LeRobot"
+    console.print(f"{options.out}: {said}", highlight=False, soft_wrap=True)
+    _warn(console, [f"{name} is left out: {why}" for name, why in damaged.items()])
+    return 1 if damaged else 0
+
+
+def _source(path: str, cameras: Sequence[str], *, scale_actions: bool) -> Demonstrations:
+    """The dataset to convert; what only LeRobot's can be asked is refused for others."""
+    if is_lerobot(path):
+        return lerobot.LeRobotFolder(path, cameras=cameras, scale_actions=scale_actions)
+    if scale_actions:
+        raise InvalidInput("--scale-actions is for LeRobot folders: the actions of an HDF5 dataset are in [-1, 1]")
+    return open_dataset(path)
+
+
+def _feature_rows(path: str, encoder: str) -> Callable[[int], NDArray[np.float32]]:
+    """Rows (L, V*D*S) of an episode: the encoder's cls of every camera, encoded once and kept beside the dataset."""
+    from s2robot.encoder import EncoderConfig
+    from s2robot.store import encode_dataset
+
+    config = configuration.load(EncoderConfig, None, ["--name", encoder])
+    store = encode_dataset(path, config, Path(path).parent / "features")
+
+    def rows(k: int) -> NDArray[np.float32]:
+        cls: NDArray[np.float32] = np.asarray(store.cls[store.rows(k)[0]], np.float32)
+        return cls.reshape(len(cls), -1)
+
+    return rows
 
 
 def _warn(console: Console, notes: Sequence[str]) -> None:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from s2robot import video
-from s2robot.datasets import DemoDataset, StoredEpisode
 from s2robot.errors import CorruptFile, InvalidInput, MissingExtra, require
 from s2robot.files import atomic
 from s2robot.pictures import CANVAS, INK, TEXT
 from s2robot.sources import control_hz, goal_words, task_name, version_differences
+from s2robot.stored import Demonstrations
 
 CELL = 112  # pixels a frame is high in the sheet
 GAP, CAPTION = 4, 24
@@ -50,7 +50,7 @@ def spread(count: int, wanted: int) -> list[int]:
     return chosen
 
 
-def summarize(dataset: DemoDataset) -> dict[str, Any]:
+def summarize(dataset: Demonstrations) -> dict[str, Any]:
     """What is in a dataset. Reads everything but the frames."""
     low, high = np.inf, -np.inf
     successes, damaged = 0, {}
@@ -82,7 +82,7 @@ def summarize(dataset: DemoDataset) -> dict[str, Any]:
 
 
 def contact_sheet(
-    dataset: DemoDataset, episodes: Sequence[int], moments: int = 8, cell: int = CELL
+    dataset: Demonstrations, episodes: Sequence[int], moments: int = 8, cell: int = CELL
 ) -> tuple[Image.Image, dict[str, str]]:
     """A row an episode: its cameras below each other, `moments` steps from first to last side by side.
 
@@ -112,7 +112,7 @@ def contact_sheet(
 
 
 def write_videos(
-    dataset: DemoDataset, episodes: Sequence[int], folder: Path, report: Report = lambda done, total: None
+    dataset: Demonstrations, episodes: Sequence[int], folder: Path, report: Report = lambda done, total: None
 ) -> tuple[list[Path], dict[str, str]]:
     """An mp4 an episode, cameras side by side; a GIF where no H.264 encoder is installed.
 
@@ -156,8 +156,8 @@ def _cells(frames: NDArray[np.uint8], size: tuple[int, int]) -> list[list[Image.
     return [[Image.fromarray(view).resize(size, Image.Resampling.LANCZOS) for view in step] for step in frames]
 
 
-def _caption(dataset: DemoDataset, k: int) -> str:
-    episode: StoredEpisode = dataset.episode(k)
+def _caption(dataset: Demonstrations, k: int) -> str:
+    episode = dataset.episode(k)
     words = [f"{k}: {dataset.name(k)}", f"{len(episode)} steps", "success" if episode.success else "failure"]
     words += [f"seed {episode.seed}"] if episode.seed >= 0 else []
     words += [f"goal {goal_words(dataset.env_args, episode.goal[0])}"] if episode.goal is not None else []

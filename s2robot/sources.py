@@ -23,6 +23,7 @@ from s2robot import registry
 from s2robot.datasets import ROBOMIMIC_PROPRIOCEPTION, DemoDataset
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.parts import text
+from s2robot.stored import Demonstrations
 
 INFO = "meta/info.json"  # every LeRobot folder has it
 CONTROL_HZ = 20  # robosuite's, where a file does not say
@@ -65,7 +66,7 @@ def is_lerobot(path: str | Path) -> bool:
     return (Path(path) / INFO).is_file()
 
 
-def open_dataset(path: str | Path) -> DemoDataset:
+def open_dataset(path: str | Path) -> Demonstrations:
     """Open a dataset; one without images as a `StateDataset`.
 
     Raises:

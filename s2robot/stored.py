@@ -1,9 +1,11 @@
-"""One episode of a dataset on disk, read piece by piece."""
+"""What every dataset on disk offers, whoever's format it is, and one episode of it, read piece by piece."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +13,52 @@ from numpy.typing import NDArray
 from s2robot.episodes import Episode, Floats
 from s2robot.parts import PLACES
 
-if TYPE_CHECKING:
-    from s2robot.datasets import DemoDataset
+
+class Demonstrations(Protocol):
+    """A dataset on disk. Reading what is damaged raises `CorruptFile`, which names the episode."""
+
+    path: Path
+    lengths: tuple[int, ...]  # steps of each episode
+    cameras: tuple[str, ...]
+    frame_shape: tuple[int, ...]  # V H W 3
+    env_args: dict[str, Any]  # how to make the environment again
+
+    def __len__(self) -> int: ...
+
+    @property
+    def total(self) -> int:
+        """Steps in all episodes together."""
+        ...
+
+    def name(self, k: int) -> str:
+        """What the dataset calls episode `k`."""
+        ...
+
+    def episode(self, k: int) -> StoredEpisode:
+        """Episode `k`; its arrays are read when asked for."""
+        ...
+
+    def frames(self, k: int, steps: int | slice | Sequence[int] | NDArray[Any] | None = None) -> NDArray[np.uint8]:
+        """Frames of some steps of episode `k` (default: all).  (n, V, H, W, 3)"""
+        ...
+
+    def field(self, k: int, name: str) -> NDArray[Any]:
+        """Any field of episode `k` but its frames."""
+        ...
+
+    def has(self, k: int, name: str) -> bool:
+        """Is field `name` of episode `k` there?"""
+        ...
+
+    def attribute(self, k: int, name: str) -> Any:
+        """One of seed, success, s2robot_digest of episode `k`; None where it is not said."""
+        ...
 
 
 class StoredEpisode:
     """An `Episode` still on disk: the same fields, each read when first asked for."""
 
-    def __init__(self, dataset: DemoDataset, index: int) -> None:
+    def __init__(self, dataset: Demonstrations, index: int) -> None:
         self._dataset = dataset
         self.index = index
 
