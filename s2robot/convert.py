@@ -40,23 +40,29 @@ def to_s2robot(
     seeds = {k: int(said[k]) if has_seeds else k for k in chosen}
     settings = {"source": str(source.path.absolute()), "steps": source.total, "cameras": source.cameras}
     parts = EpisodeParts(path.with_name(path.name + ".parts"), settings | {"env_args": source.env_args})
-    present, damaged = set(parts.seeds_done()), {}
-    for done, k in enumerate(chosen):
-        report(done, len(chosen))
-        if seeds[k] in present:
-            continue
-        try:
-            parts.write(_load(source, k, seeds[k]))
-        except (CorruptFile, InvalidInput) as error:
-            damaged[source.name(k)] = str(error)
-    report(len(chosen), len(chosen))
-    kept = [seeds[k] for k in chosen if source.name(k) not in damaged]
-    if not kept:
-        raise S2RobotError(f"Not one episode of {source.path} can be converted: {next(iter(damaged.values()), '')}")
+    with parts.none_left_empty():
+        damaged = _write_all(source, seeds, parts, report)
+        kept = [seeds[k] for k in chosen if source.name(k) not in damaged]
+        if not kept:
+            raise S2RobotError(f"Not one episode of {source.path} can be converted: {next(iter(damaged.values()), '')}")
     env_args = dict(source.env_args)
     if not has_seeds:
         env_args |= {"control_hz": control_hz(env_args), "seeds": "numbers of the source's episodes: it says no seeds"}
     return merge(parts, path, env_args, source.cameras, kept), damaged
+
+
+def _write_all(source: Demonstrations, seeds: dict[int, int], parts: EpisodeParts, report: Report) -> dict[str, str]:
+    """Write what is missing; what could not be read, and why."""
+    present, damaged = set(parts.seeds_done()), {}
+    for done, (k, seed) in enumerate(seeds.items()):
+        report(done, len(seeds))
+        if seed not in present:
+            try:
+                parts.write(_load(source, k, seed))
+            except (CorruptFile, InvalidInput) as error:
+                damaged[source.name(k)] = str(error)
+    report(len(seeds), len(seeds))
+    return damaged
 
 
 def _load(source: Demonstrations, k: int, seed: int) -> Episode:

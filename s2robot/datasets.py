@@ -338,7 +338,8 @@ def _header_digest(
 
 
 def _length(demo: h5py.Group) -> int:
-    return int(demo.attrs.get("num_samples", 0) or len(demo["actions"]))  # robosuite's own recordings do not say
+    """Steps of an episode; robosuite's own recordings do not say. 0 for one that a killed recording left empty."""
+    return int(demo.attrs.get("num_samples", 0) or (len(demo["actions"]) if "actions" in demo else 0))
 
 
 def _file_digest(path: Path) -> str:

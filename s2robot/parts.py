@@ -103,6 +103,16 @@ class EpisodeParts:
         with reading(path, f"the episode of seed {seed}", remedy), h5py.File(path, "r") as file:
             yield file["episode"]
 
+    @contextlib.contextmanager
+    def none_left_empty(self) -> Iterator[None]:
+        """Remove the folder where what happens inside fails before one episode is done: nothing was begun."""
+        try:
+            yield
+        except BaseException:
+            if not self.seeds_done():
+                self.remove()
+            raise
+
     def remove(self) -> None:
         """Remove all parts; the folder goes in one move, so a kill in here leaves no half of a collection."""
         doomed = self.folder.with_name(f"{self.folder.name}.tmp-{os.getpid()}")

@@ -60,7 +60,7 @@ def render(
     dataset = StateDataset(source)
     if path.exists():
         raise InvalidInput(f"{path} is there already. Draw into another file, or remove it: rm {path}")
-    ours = "task" in dataset.env_args
+    ours = "task" in dataset.env_args and dataset.attribute(0, "seed") is not None
     keys = [int(dataset.attribute(k, "seed")) if ours else k for k in range(len(dataset))]
     if len(set(keys)) != len(keys):
         raise InvalidInput(f"{source} has two episodes of one seed; seeds must differ")
@@ -68,11 +68,12 @@ def render(
     dataset.close()
     settings = {name: value for name, value in vars(config).items() if name != "workers"}
     parts = EpisodeParts(path.with_name(path.name + ".parts"), settings | {"source": dataset.fingerprint})
-    failed, elsewhere = _draw_all(dataset, keys, parts, config, progress)
-    done = [key for key in keys if key in set(parts.seeds_done())]
-    if not done:
-        reasons = list(dict.fromkeys(failed.values()))
-        raise S2RobotError(f"None of the {len(keys)} episodes of {source} could be drawn: {' / '.join(reasons[:2])}")
+    with parts.none_left_empty():
+        failed, elsewhere = _draw_all(dataset, keys, parts, config, progress)
+        done = [key for key in keys if key in set(parts.seeds_done())]
+        if not done:
+            reasons = " / ".join(list(dict.fromkeys(failed.values()))[:2])
+            raise S2RobotError(f"None of the {len(keys)} episodes of {source} could be drawn: {reasons}")
     notes = _notes(dataset, ours=ours, elsewhere=elsewhere)
     env_args = _env_args(dataset, config, ours=ours)
     return Rendered(merge(parts, path, env_args, config.cameras, done), failed, notes)

@@ -134,6 +134,18 @@ def test_robosuites_own_recordings_have_lengths(tmp_path: Path) -> None:
     assert DemoDataset(tmp_path / "a.hdf5").lengths == (4, 4)
 
 
+def test_an_episode_that_a_killed_recording_left_empty_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robomimic_file(tmp_path / "a.hdf5")
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        file["data"].create_group("demo_11")
+    assert cli.main(["view", str(tmp_path / "a.hdf5"), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "demo_11" in said and "3, of which 1 succeeded" in said
+    assert (tmp_path / "out/sheet.png").exists()
+
+
 @pytest.mark.parametrize(("text", "expected"), [("0", [0]), ("3,1", [3, 1]), ("1-3,2", [1, 2, 3])])
 def test_episodes_are_chosen_by_number_and_range(text: str, expected: list[int]) -> None:
     assert dataset_view.choose(text, 4) == expected

@@ -145,6 +145,7 @@ def test_a_camera_that_is_not_there_is_refused_with_those_that_are(lift: DemoDat
     config = RenderConfig(frame_size=48, cameras=("agentveiw",), workers=1)
     with pytest.raises(UnknownName, match="Did you mean 'agentview'"):
         render(lift.path, tmp_path / "c.hdf5", config)
+    assert list(tmp_path.iterdir()) == []  # nothing in the way of the next try
     with pytest.raises(UnknownName, match="file"):
         RenderConfig(model="fiel")
 
