@@ -16,7 +16,7 @@ from s2robot import cli
 from s2robot.adapters.lerobot import COLUMNS, LeRobotFolder, export
 from s2robot.convert import to_s2robot
 from s2robot.datasets import DemoDataset, Episode, write_dataset
-from s2robot.errors import CorruptFile, InvalidInput, MissingExtra, UnknownName
+from s2robot.errors import CorruptFile, InvalidInput, MissingExtra, S2RobotError, UnknownName
 from s2robot.sources import open_dataset
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -204,8 +204,6 @@ def test_anybodys_dataset_becomes_ours(tmp_path: Path) -> None:
 
 def to_s2robot_or_nothing(path: Path, out: Path) -> tuple[None, str]:
     """Why not one episode can be converted."""
-    from s2robot.errors import S2RobotError
-
     with pytest.raises(S2RobotError) as refused:
         to_s2robot(open_dataset(path), out)
     return None, str(refused.value)
@@ -220,3 +218,25 @@ def test_cameras_of_different_sizes_must_be_chosen_from(tmp_path: Path) -> None:
     assert LeRobotFolder(tmp_path / "a", cameras=["wrist"]).frames(0).shape == (5, 1, 6, 8, 3)
     with pytest.raises(UnknownName, match="Did you mean 'wrist'"):
         LeRobotFolder(tmp_path / "a", cameras=["wirst"])
+
+
+@here
+def test_videos_are_decoded_by_lerobot(tmp_path: Path) -> None:
+    features: dict[str, Any] = {
+        "observation.images.top": {"dtype": "video", "shape": (64, 64, 3), "names": ["height", "width", "channels"]},
+        "observation.state": {"dtype": "float32", "shape": (1,), "names": ["x"]},
+        "action": {"dtype": "float32", "shape": (1,), "names": ["x"]},
+    }
+    theirs = LeRobotDataset.create("local/x", 20, features, root=tmp_path / "a", use_videos=True)
+    shades = np.full((2, 5, 64, 64, 3), np.arange(10).reshape(2, 5, 1, 1, 1) * 20, np.uint8)
+    for frames in shades:
+        for frame in frames:
+            zero = np.zeros(1, np.float32)
+            theirs.add_frame({"observation.images.top": frame, "observation.state": zero, "action": zero, "task": "x"})
+        theirs.save_episode()
+    theirs.finalize()
+    try:
+        read = LeRobotFolder(tmp_path / "a").frames(1)[:, 0]
+    except S2RobotError as error:
+        pytest.skip(str(error))
+    assert np.abs(read.astype(int) - shades[1]).max() <= 4

@@ -314,15 +314,23 @@ class LeRobotFolder:
     def _images(self, key: str, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         if self._specs[key]["dtype"] == "image":
             return np.stack([np.asarray(image.convert("RGB")) for image in self._rows.select_columns([key])[rows][key]])
-        try:
-            decoded = [np.asarray(self._dataset[int(row)][key]) for row in rows]  # float, (3, H, W)
-        except (ImportError, AttributeError, RuntimeError) as error:
-            raise S2RobotError(
-                f"LeRobot cannot decode the videos of {self.path} here ({' '.join(str(error).split())[:120]}). It needs"
-                " a torchcodec that fits torch: pip install 's2robot[lerobot]' in an environment of its own"
-            ) from error
+        decoded = self._decoded(key, rows)
         frames: NDArray[np.uint8] = (np.stack(decoded).transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
         return frames
+
+    def _decoded(self, key: str, rows: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        """Frames of a video, (3, H, W) in [0, 1]: by torchcodec, or by PyAV where it finds no FFmpeg."""
+        problem: Exception | None = None
+        for backend in (self._dataset.video_backend, "pyav"):
+            self._dataset.video_backend = backend
+            try:
+                return [np.asarray(self._dataset[int(row)][key]) for row in rows]
+            except (ImportError, AttributeError, RuntimeError) as error:
+                problem = error
+        raise S2RobotError(
+            f"LeRobot cannot decode the videos of {self.path} here ({' '.join(str(problem).split())[:120]}). It wants a"
+            " torchcodec that fits torch, and FFmpeg's libraries; or torchvision below 0.26 and av"
+        ) from problem
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
