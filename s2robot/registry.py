@@ -79,6 +79,11 @@ def policy_module(kind: str) -> Any:
     return importlib.import_module(POLICIES[kind])
 
 
+def neck() -> Any:
+    """What all policies have in common: `s2robot.policies.neck`."""
+    return importlib.import_module("s2robot.policies.neck")
+
+
 def policy_kind(config: object) -> str:
     """The kind whose hyper-parameters these are."""
     for kind in POLICIES:

@@ -25,7 +25,6 @@ from s2robot import files, registry
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
-from s2robot.policies import neck
 from s2robot.store import FeatureStore
 from s2robot.types import Policy
 
@@ -132,12 +131,13 @@ def load_policy(
         chosen = Encoder(
             encoder.backbone, dataclasses.replace(known, engine=engine, precision=precision or known.precision)
         )
-        return neck.restore(module, description, chosen.to(encoder.device), weights)
+        policy: Policy = registry.neck().restore(module, description, chosen.to(encoder.device), weights)
     except S2RobotError:
         raise
     except Exception as error:  # safetensors, json keys, state dict: all mean the same to the reader
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CorruptFile(folder, reason, "Train it again, or restore it from a copy") from error
+    return policy
 
 
 class _TrainState:
@@ -239,7 +239,7 @@ def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, 
     frames, views, channels, height, width = store.map.shape
     groups = encoder.groups
     first = dataset.episode(0)
-    shapes = neck.Shapes(
+    shapes = registry.neck().Shapes(
         views, groups, channels // groups, (height, width), first.proprioception.shape[1], first.actions.shape[1],
         0 if first.goal is None else first.goal.shape[1],
     )  # fmt: skip
@@ -289,7 +289,7 @@ def _write_policy(
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, str(temporary))
     description = {
         "kind": kind,
-        **neck.describe(network),
+        **registry.neck().describe(network),
         "encoder": dataclasses.asdict(encoder),
         "encoder_fingerprint": store.encoder_fingerprint,
         "task": dataset.env_args.get("task"),
