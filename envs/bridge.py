@@ -8,11 +8,8 @@ Two fidelities, named in every result:
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -23,13 +20,16 @@ from numpy.typing import NDArray
 
 from s2robot import gl
 from s2robot.envs import osc
+from s2robot.envs.extras import Extras, field_names
+from s2robot.envs.physics import place_bodies, put_state
 from s2robot.envs.renderer import FrameRenderer
-from s2robot.envs.task import Privileged, TaskSpec, finger_state, to_controller
-from s2robot.errors import InvalidInput, UnknownName, UsageError, require
+from s2robot.envs.shifts import Shift, ShiftedLooks
+from s2robot.envs.suite import make_robosuite, quiet, reseed
+from s2robot.envs.task import Privileged, TaskSpec, checked_actions, finger_state, to_controller
+from s2robot.errors import UnknownName, UsageError
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
 REACH = 10.0  # bound of every proprioception field [m or m/s]; a finite one, as learning libraries ask for
-FRAME_SIZE = 256  # [pixels], unless another is asked for
 FIDELITIES = {"exact": (0.002, 1), "fast": (0.005, 2)}  # physics step [s], controller every k-th of them
 
 
@@ -43,6 +43,8 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         frame_size: pixels; render at the largest scale the encoder will look at.
         quality: "fast" or "robosuite", see `envs.renderer`.
         render_frames: False leaves `frames` black and needs no GL: for state-based work.
+        shift: other looks every episode, such as "light,table:0.5" or "all/test"; see `envs.shifts`.
+        extras: what else to observe: "depth", "segmentation", "privileged" (see `s2robot.types`).
 
     `step` after the end of an episode raises; an action outside [-1, 1] or with a NaN raises.
     `reset(seed=k)` fixes everything: two resets with the same seed give the same bits from there on.
@@ -57,12 +59,15 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         *,
         fidelity: str = "exact",
         cameras: tuple[str, ...] | None = None,
-        frame_size: int = FRAME_SIZE,
+        frame_size: int = 256,
         quality: str = "fast",
         render_frames: bool = True,
+        shift: str = "",
+        extras: Collection[str] = (),
     ) -> None:
         if fidelity not in FIDELITIES:
             raise UnknownName("fidelity", fidelity, FIDELITIES)
+        wanted = Shift.parse(shift)
         self.task, self.fidelity, self.frame_size = task, fidelity, frame_size
         self.cameras = tuple(cameras) if cameras else task.cameras
         if render_frames:
@@ -71,7 +76,19 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         self._set_fidelity(fidelity)
         model, data = self._env.sim.model._model, self._env.sim.data._data
         self._renderer = FrameRenderer(model, data, self.cameras, frame_size, quality) if render_frames else None
-        self.observation_space, self.action_space = spaces_of(task, len(self.cameras), frame_size)
+        self.shift = str(wanted)
+        self._looks = ShiftedLooks(model, data, self._renderer, wanted, task) if self.shift and self._renderer else None
+        self._extras = Extras(self._renderer, model, len(self.cameras), extras)
+        views, fields, actions = len(self.cameras), len(task.proprioception_names), len(task.action_names)
+        observed: dict[str, spaces.Space[Any]] = {
+            FRAMES: spaces.Box(0, 255, (views, frame_size, frame_size, 3), np.uint8),
+            PROPRIOCEPTION: spaces.Box(-REACH, REACH, (fields,), np.float32),
+        }
+        if task.goal_names:
+            observed[GOAL] = spaces.Box(0.0, 1.0, (len(task.goal_names),), np.float32)
+        observed |= self._extras.spaces(frame_size, self.privileged())
+        self.observation_space = spaces.Dict(observed)
+        self.action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
         self._steps, self._over = 0, True
         self._arm: osc.Arm | None = None
         self.seconds = {"render": 0.0, "step": 0.0}  # wall time of the last drawing and of one control step
@@ -83,9 +100,11 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         for robot in env.robots:  # robosuite keeps the fingers' command across resets: an episode must not see the last
             for gripper in robot.gripper.values():
                 gripper.current_action = np.zeros(gripper.dof)
-        with _quiet():
+        with quiet():
             env.reset()
         self._arm = osc.arm_of(env)  # robosuite makes its controllers anew
+        if self._looks is not None:
+            self._looks.draw(seed)
         self._steps, self._over = 0, False
         return self.observe(), {"success": False}
 
@@ -132,14 +151,15 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
     def observe(self) -> dict[str, NDArray[Any]]:
         """The observation of the present state."""
         observation: dict[str, NDArray[Any]] = {FRAMES: self.frames(), PROPRIOCEPTION: self.proprioception()}
-        return observation | ({GOAL: self.task.goal(self._env)} if self.task.goal_names else {})
+        observation |= {GOAL: self.task.goal(self._env)} if self.task.goal_names else {}
+        return observation | self._extras.observe(self._dress, self.privileged())
 
     def frames(self) -> NDArray[np.uint8]:
         """Every camera, (V, H, W, 3) RGB, top row first."""
         if self._renderer is None:
             return np.zeros((len(self.cameras), self.frame_size, self.frame_size, 3), np.uint8)
         start = time.perf_counter()
-        frames = self._renderer.render()
+        frames = self._renderer.render(self._dress)
         self.seconds["render"] = time.perf_counter() - start
         return frames
 
@@ -157,6 +177,20 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         """MuJoCo's flattened state (time, qpos, qvel), as robomimic stores it."""
         flat: NDArray[np.float64] = self._env.sim.get_state().flatten()
         return flat
+
+    def show(self, state: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """The frames an episode showed when `state()` was `state`, to the bit; reset before going on.
+
+        A physics step moves the joints last and leaves bodies where they were before it, so what is drawn lags by
+        that one step. It is undone here: MuJoCo's integrator moved the joints by the new speeds.
+        """
+        import mujoco
+
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        put_state(model, data, state)
+        mujoco.mj_integratePos(model, data.qpos, data.qvel, -model.opt.timestep)
+        place_bodies(model, data)
+        return self.frames()
 
     def render(self) -> NDArray[np.uint8]:
         """The first camera, (H, W, 3)."""
@@ -179,81 +213,21 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         if self._renderer is not None:
             self._renderer.context.check_mark()
 
+    @property
+    def segment_names(self) -> tuple[str, ...]:
+        """What the numbers of `segmentation` mean."""
+        return self._extras.segment_names
+
+    @property
+    def privileged_names(self) -> tuple[str, ...]:
+        """The fields of `privileged`."""
+        return field_names(self.privileged())
+
+    @property
+    def _dress(self) -> Callable[[Any], None] | None:
+        return None if self._looks is None else self._looks.dress
+
     def _set_fidelity(self, fidelity: str) -> None:
         timestep, _ = FIDELITIES[fidelity]
         self._env.sim.model.opt.timestep = timestep
         self._env.model_timestep = timestep
-
-
-def spaces_of(task: TaskSpec, views: int, frame_size: int) -> tuple[spaces.Dict, spaces.Box]:
-    """A task's observations and actions."""
-    observed: dict[str, spaces.Space[Any]] = {
-        FRAMES: spaces.Box(0, 255, (views, frame_size, frame_size, 3), np.uint8),
-        PROPRIOCEPTION: spaces.Box(-REACH, REACH, (len(task.proprioception_names),), np.float32),
-    }
-    if task.goal_names:
-        observed[GOAL] = spaces.Box(0.0, 1.0, (len(task.goal_names),), np.float32)
-    return spaces.Dict(observed), spaces.Box(-1.0, 1.0, (len(task.action_names),), np.float32)
-
-
-def checked_actions(actions: Any, task: TaskSpec, *axes: int) -> NDArray[np.float32]:
-    """Actions (*axes, M) of a task as float32.
-
-    Raises:
-        InvalidInput: another shape, or a value outside [-1, 1] or not finite.
-    """
-    checked: NDArray[np.float32] = np.asarray(actions, np.float32)
-    expected = (*axes, len(task.action_names))
-    if checked.shape != expected:
-        fields = ", ".join(task.action_names)
-        raise InvalidInput(f"Action has shape {checked.shape}; {task.name} takes {expected}: {fields}")
-    if not np.isfinite(checked).all() or np.abs(checked).max() > 1.0 + 1e-6:
-        raise InvalidInput(f"Action {checked} is outside [-1, 1] or not finite; clip it if that is what you mean")
-    return checked
-
-
-def make_robosuite(task: TaskSpec, **changes: Any) -> Any:
-    """robosuite's own environment of a task; changes: of what it is made with."""
-    rng = np.random.default_rng(0)  # model constants (the cube's size) are the same in every process
-    with _quiet():
-        suite = require("robosuite", extra="sim", purpose=f"The task {task.name}")
-        make = task.environment() if task.environment else partial(suite.make, task.robosuite_name)
-        settings = {
-            "robots": task.robot,
-            "has_renderer": False,
-            "has_offscreen_renderer": False,
-            "use_camera_obs": False,
-            "control_freq": task.control_hz,
-            "horizon": task.horizon,
-            "ignore_done": True,
-            "hard_reset": False,
-            "seed": 0,
-        }
-        return make(**settings | task.robosuite_kwargs(rng) | changes)
-
-
-def reseed(env: Any, rng: np.random.Generator) -> None:
-    """Have robosuite draw its next episode from these random numbers."""
-    env.rng = rng
-    for sampler in _samplers(env.placement_initializer):
-        sampler.rng = rng
-
-
-def _samplers(sampler: Any) -> Iterator[Any]:
-    """A placement sampler of robosuite's and those it is made of: each keeps a generator of its own."""
-    yield sampler
-    for inner in getattr(sampler, "samplers", {}).values():
-        yield from _samplers(inner)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """robosuite warns of optional robots at import, names a file at every make, and asks everybody for EGL."""
-    before, chosen = logging.root.manager.disable, os.environ.get("MUJOCO_GL")
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        if chosen is None:
-            os.environ.pop("MUJOCO_GL", None)  # else our own choice would take it for the user's

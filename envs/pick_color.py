@@ -119,6 +119,7 @@ def task(name: str, half_size: float) -> TaskSpec:
         goal_names=tuple(COLOURS),
         goal=_goal,
         environment=partial(_environment, half_size),
+        colours_name_objects=True,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot import gl, registry
-from s2robot.envs.bridge import make_robosuite, reseed
+from s2robot.envs.suite import make_robosuite, reseed
 from s2robot.envs.task import to_controller
 
 

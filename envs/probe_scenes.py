@@ -2,8 +2,9 @@
 
 scene      Panda over the Lift table in the task's own look; the gripper anywhere over the workspace, pointing down
 cubes      red, green, blue and yellow, 4 cm wide, anywhere within 15 cm of the table's centre, any yaw, apart
-odd one    a box, ball or cylinder of any colour that is none of theirs
-in hand    a purple cube between the fingers: touched by one, by both, or by none, a few millimetres away
+odd one    a box, ball or cylinder, 6 cm wide, of any colour that is none of theirs
+in hand    a box of any colour, 2 to 5 cm wide, between the fingers: touched by one, by both, or by none, which are then
+           a few millimetres away; how far they are open says nothing, as the box's width is not known
 kept       only scenes in which agentview sees a part of every cube: no read-out can know what is hidden
 """
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from s2robot.envs.lift import TABLE_TOP
 from s2robot.envs.pick_color import COLOURS, GAP
-from s2robot.envs.stage import PARTS, SHAPES, Prop, Stage, Vector
+from s2robot.envs.props import SHAPES, Prop
+from s2robot.envs.stage import PARTS, Stage, Vector
 from s2robot.errors import S2RobotError
 
 LABELS = ("background", "table", "arm", "gripper", *COLOURS, "other")
@@ -27,7 +29,10 @@ SIDE = 64  # of the pictures of labels and depth [pixels]
 REGION = 0.15  # the cubes' centres lie within this of the table's centre, along x and y [m]
 CUBE = 0.02  # half a cube's side [m]
 SEEN = 3  # pixels of every cube among agentview's SIDE x SIDE, at least
-HELD = 0.018  # half the side of the cube in the hand [m]
+ODD = 0.03  # half the width of the odd one [m]
+HELD = (0.010, 0.024)  # half the width of the box in the hand [m]
+FINGERS_OPEN = 0.04  # a Panda's finger from the middle when open [m]
+ROOM = (0.001, 0.008)  # between that box and each finger when neither touches it [m]
 
 
 class ProbeScene(NamedTuple):
@@ -39,6 +44,7 @@ class ProbeScene(NamedTuple):
     cubes: NDArray[np.float32]  # (4, 2), x and y on the table [m], in the order of COLOURS
     leftmost: int  # the cube furthest to the left in agentview
     shape: int  # of the odd one, an index into SHAPES
+    odd: NDArray[np.float32]  # (2,), where it appears in agentview: x and y from -1 to 1, right and up
     contact: bool  # a finger touches the cube in the hand
 
 
@@ -61,13 +67,13 @@ class ProbeScenes:
     def scene(self, index: int) -> ProbeScene:
         """Draw one."""
         rng = np.random.default_rng((self.seed, index))
-        places = _apart(rng, len(COLOURS) + 1)
         for _ in range(100):
+            places = _apart(rng, len(COLOURS) + 1)
             self._set(rng, places)
             labels = self._labels()
             if all((labels[0] == LABELS.index(colour)).sum() >= SEEN for colour in COLOURS):
-                return self._picture(labels, places[: len(COLOURS)])
-        raise S2RobotError(f"Scene {index} of seed {self.seed} hides a cube in 100 poses of the arm; please report it")
+                return self._picture(labels, places)
+        raise S2RobotError(f"Scene {index} of seed {self.seed} hides a cube in 100 drawings; please report it")
 
     def close(self) -> None:
         self.stage.close()
@@ -80,7 +86,7 @@ class ProbeScenes:
             for xy, colour in zip(places, COLOURS.values(), strict=False)
         ]
         self.shape = int(rng.integers(len(SHAPES)))
-        size = (CUBE * 1.1, CUBE * 1.1, CUBE * 1.1)
+        size = (ODD, ODD, ODD)
         odd = colorsys.hsv_to_rgb(rng.uniform(0, 1), rng.uniform(0, 0.35), rng.uniform(0.2, 0.9))
         stage.props.append(
             Prop.standing(SHAPES[self.shape], places[-1], size, colour=odd, yaw=rng.uniform(0, np.pi / 2))
@@ -93,14 +99,16 @@ class ProbeScenes:
         self._hold(rng)
 
     def _hold(self, rng: np.random.Generator) -> None:
-        """The purple cube between the fingers, squeezed, held by one of them, or by none."""
-        stage = self.stage
-        stage.model.geom_rgba[stage.model.geom("cube_g0_vis").id] = (0.45, 0.15, 0.6, 1)
-        stage.model.geom_matid[stage.model.geom("cube_g0_vis").id] = -1
+        """A box between the fingers, squeezed, touched by one of them, or by none."""
+        stage, half = self.stage, rng.uniform(*HELD)
+        look = stage.model.geom("cube_g0_vis").id
+        colour = colorsys.hsv_to_rgb(rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.2, 1))
+        stage.model.geom_rgba[look] = (*colour, 1)
+        stage.model.geom_matid[look] = -1
         for name in ("cube_g0", "cube_g0_vis"):
-            stage.model.geom_size[stage.model.geom(name).id] = HELD
-        room = rng.uniform(-0.001, 0.0) if rng.random() < 0.4 else rng.uniform(0.002, 0.02)  # on either side [m]
-        stage.open_fingers((HELD + room) / 0.04)
+            stage.model.geom_size[stage.model.geom(name).id] = half
+        room = rng.uniform(-0.001, 0.0) if rng.random() < 0.4 else rng.uniform(*ROOM)
+        stage.open_fingers((half + room) / FINGERS_OPEN)
         stage.settle()
         position, rotation = stage.gripper()
         aside = rng.uniform(-room, room) * rng.choice([1.0, 1.15]) if room > 0 else 0.0
@@ -117,16 +125,18 @@ class ProbeScenes:
         labels: NDArray[np.uint8] = np.array(meaning, np.uint8)[parts]
         return labels
 
-    def _picture(self, labels: NDArray[np.uint8], cubes: Vector) -> ProbeScene:
+    def _picture(self, labels: NDArray[np.uint8], places: Vector) -> ProbeScene:
         stage, cut = self.stage, slice(self.step // 2, None, self.step)
-        standing = np.column_stack([cubes, np.full(len(cubes), TABLE_TOP + CUBE)])
+        heights = TABLE_TOP + np.array([CUBE] * len(COLOURS) + [ODD])
+        seen = stage.pixel("agentview", np.column_stack([places, heights]))
         return ProbeScene(
             frames=stage.frames(),
             labels=labels,
             depth=stage.depth()[:, cut, cut],
-            cubes=cubes.astype(np.float32),
-            leftmost=int(stage.pixel("agentview", standing)[:, 0].argmin()),
+            cubes=places[:-1].astype(np.float32),
+            leftmost=int(seen[:-1, 0].argmin()),
             shape=self.shape,
+            odd=seen[-1].astype(np.float32),
             contact=stage.touches("gripper", "cube"),
         )
 

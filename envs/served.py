@@ -1,26 +1,27 @@
 """One environment in a process of its own: questions through a pipe, observations through shared memory.
 
-The memory is anonymous (`RawArray`, an unlinked file that is mapped): `multiprocessing.shared_memory` gives names, and
-what has a name is left behind by whoever is killed; it also dies of SIGBUS where a container's /dev/shm is full, while
-this goes to an ordinary file. Every environment has two places for its observation and writes into them in turn, so
-one that dies in the middle of writing leaves the last one whole.
+The memory has no name; its handle goes through the pipe. `multiprocessing.shared_memory` gives names, and what has a
+name is left behind by whoever is killed, or warned about; it also dies of SIGBUS where a container's /dev/shm, 64 MB
+by default, is full. Every environment has two places for its observation and writes into them in turn, so one that
+dies in the middle of writing leaves the last one whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import math
+import mmap
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.context import SpawnContext
-from typing import Any
+from multiprocessing import connection, reduction
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -41,25 +42,43 @@ class WorkerDied(S2RobotError):
 
 
 class SharedObservations:
-    """Room for two observations of each of `count` environments, in memory that all processes see."""
+    """Room for two observations of each of `count` environments, in memory that all processes see.
 
-    def __init__(self, space: spaces.Dict, count: int, context: SpawnContext) -> None:
-        self._layout: dict[str, tuple[tuple[int, ...], str, Any]] = {}
-        for key, box in space.items():
-            shape = (2, count, *(box.shape or ()))
-            size = int(np.prod(shape)) * np.dtype(box.dtype).itemsize
-            self._layout[key] = (shape, np.dtype(box.dtype).str, context.RawArray(ctypes.c_uint8, size))
+    handle: another process's, as it came through a pipe; by default the memory is made.
+    arrays: every key as (2, count, ...), in place.
+    """
 
-    def arrays(self) -> Arrays:
-        """Every key as (2, count, ...), in place."""
-        return {key: np.frombuffer(raw, dtype).reshape(shape) for key, (shape, dtype, raw) in self._layout.items()}
+    def __init__(self, space: spaces.Space[Any], count: int, handle: int | None = None) -> None:
+        boxes: dict[str, Any] = dict(cast(spaces.Dict, space).items())
+        shapes = {key: (2, count, *box.shape) for key, box in boxes.items()}
+        types = {key: np.dtype(box.dtype) for key, box in boxes.items()}
+        ends = np.cumsum([-(-math.prod(shapes[key]) * types[key].itemsize // 64) * 64 for key in shapes])
+        self.handle = _anonymous_file(int(ends[-1])) if handle is None else handle
+        memory = mmap.mmap(self.handle, int(ends[-1]))
+        self.arrays = {
+            key: np.frombuffer(memory, types[key], math.prod(shapes[key]), int(start)).reshape(shapes[key])
+            for key, start in zip(shapes, [0, *ends], strict=False)
+        }
+
+
+def _anonymous_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        handle = os.memfd_create("s2robot")
+    else:  # not Linux
+        with tempfile.TemporaryFile() as file:
+            handle = os.dup(file.fileno())
+    os.truncate(handle, size)
+    return handle
 
 
 class EnvProcess:
-    """The parent's end of one environment's process. It starts at once; its first answer says that it is ready."""
+    """The parent's end of one environment's process. It starts at once; its first answer is its two spaces.
 
-    def __init__(self, index: int, make: Make, memory: SharedObservations) -> None:
-        self.index, self._make, self._memory = index, make, memory
+    starting: until it was given the memory.
+    """
+
+    def __init__(self, index: int, make: Make) -> None:
+        self.index, self._make = index, make
         self.start()
 
     def start(self) -> None:
@@ -68,13 +87,18 @@ class EnvProcess:
         self.pipe, theirs = context.Pipe()
         # Linux tells a child that the *thread* which started it has ended; a helper thread may well end before us.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else None
-        self.process = context.Process(
-            target=_serve, args=(self.index, self._make, self._memory, theirs, parent), daemon=True
-        )
+        self.process = context.Process(target=_serve, args=(self.index, self._make, theirs, parent), daemon=True)
         with workers.one_thread_environment():
             self.process.start()
         theirs.close()
         self._question, self.starting = 0, True
+
+    def share(self, memory: SharedObservations, count: int) -> None:
+        """Give it its place in the memory."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(count)
+            reduction.send_handle(self.pipe, memory.handle, self.process.pid)
+        self.starting = False
 
     def ask(self, *question: Any) -> None:
         """Send a question; `answers` has what comes back, also if nobody is there."""
@@ -88,7 +112,6 @@ class EnvProcess:
             question, answer = self.pipe.recv()
         except (EOFError, OSError):
             return (self._death(),)
-        self.starting = False
         return (answer,) if question == self._question else None
 
     def kill(self) -> None:
@@ -164,27 +187,27 @@ def answers(asked: Iterable[EnvProcess], patience: float | None = None) -> dict[
     return found
 
 
-def _serve(index: int, make: Make, memory: SharedObservations, pipe: connection.Connection, parent: int | None) -> None:
+def _serve(index: int, make: Make, pipe: connection.Connection, parent: int | None) -> None:
     """Body of the process: make the environment, then answer until the pipe ends."""
     workers.begin(parent)
-    question, env = 0, None
-    mine = {key: array[:, index] for key, array in memory.arrays().items()}  # (2, ...)
-    while True:
+    with contextlib.suppress(EOFError, OSError):  # the parent closed the pipe, or is gone
         try:
-            if env is None:
-                env, answer = make(), None
-            else:
-                question, name, *arguments = pipe.recv()
-                answer = _answer(env, mine, name, *arguments)
-            pipe.send((question, answer))
-        except (EOFError, BrokenPipeError):  # the parent closed it, or is gone
-            break
+            env = make()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the parent's to raise
-            pipe.send((question, _sendable(error)))
-            if env is None:
-                break
-    if env is not None:
-        env.close()
+            pipe.send((0, _sendable(error)))
+            return
+        with contextlib.closing(env):
+            pipe.send((0, (env.observation_space, env.action_space)))
+            count, handle = pipe.recv(), reduction.recv_handle(pipe)
+            memory = SharedObservations(env.observation_space, count, handle)
+            os.close(handle)
+            mine = {key: array[:, index] for key, array in memory.arrays.items()}  # (2, ...)
+            while True:
+                question, name, *arguments = pipe.recv()
+                try:
+                    pipe.send((question, _answer(env, mine, name, *arguments)))
+                except Exception as error:  # noqa: BLE001 - the same
+                    pipe.send((question, _sendable(error)))
 
 
 def _answer(env: RobosuiteEnv, mine: Arrays, name: str, *arguments: Any) -> Any:

@@ -35,4 +35,5 @@ TASK = replace(
     expert=CarryExpert,
     robosuite_kwargs=lambda rng: {},
     privileged=_privileged,
+    colours_name_objects=True,
 )

@@ -15,38 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot.envs.bridge import RobosuiteEnv
-from s2robot.envs.lift import TABLE_TOP, TASK
+from s2robot.envs.lift import TASK
+from s2robot.envs.looks import Looks
+from s2robot.envs.props import PROP, Prop, add_props
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.errors import S2RobotError
 
-SHAPES = ("box", "ball", "cylinder")
 PARTS = ("background", "table", "arm", "gripper", "cube", "prop")
 """What a pixel can belong to; prop k is len(PARTS) - 1 + k."""
 
 Vector = NDArray[np.float64]
 Numbers = Sequence[float] | Vector
-
-
-@dataclass(frozen=True)
-class Prop:
-    """A shape that only cameras see, standing upright.
-
-    position: of its centre [m]; size: half its extent along x, y, z [m] (a ball's and a cylinder's radius is the
-    first); yaw [rad]; colour: RGB in [0, 1]; material: one of the model's, for its texture.
-    """
-
-    shape: str
-    position: tuple[float, float, float]
-    size: tuple[float, float, float]
-    colour: tuple[float, float, float]
-    yaw: float = 0.0
-    material: int = -1
-
-    @classmethod
-    def standing(cls, shape: str, xy: Numbers, size: Numbers, **look: Any) -> Prop:
-        """On the table at (x, y)."""
-        height = size[0] if shape == "ball" else size[2]
-        return cls(shape, (float(xy[0]), float(xy[1]), TABLE_TOP + height), tuple(map(float, size)), **look)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -71,8 +50,7 @@ class Stage:
         self.data: Any = self.env._env.sim.data._data
         self.env.reset(seed=0)
         self._home = self.data.qpos.copy()
-        self._looks = {name: getattr(self.model, name).copy() for name in _LOOKS}
-        self._painted: dict[str, NDArray[np.uint8]] = {}  # textures that were overwritten, as they had been
+        self._looks = Looks(self.model, self._renderer)
         robot = self.env._env.robots[0]
         self._arm = np.array(robot._ref_arm_joint_pos_indexes)
         self._arm_dofs = np.array(robot._ref_arm_joint_vel_indexes)
@@ -82,20 +60,14 @@ class Stage:
 
     def clear(self) -> None:
         """Everything as robosuite had it: looks, poses, no props."""
-        for name, value in self._looks.items():
-            getattr(self.model, name)[:] = value
+        self._looks.restore()
         self.data.qpos[:] = self._home
         self.data.qvel[:] = 0
         self.props = []
-        for name, pixels in self._painted.items():
-            self._upload(name, pixels)
-        self._painted = {}
 
     def paint(self, texture: str, pixels: NDArray[np.uint8]) -> None:
         """Overwrite a texture, by its name, until the stage is cleared; pixels as many bytes as it has."""
-        start, count = self._place_of(texture)
-        self._painted.setdefault(texture, self.model.tex_data[start : start + count].copy())
-        self._upload(texture, pixels)
+        self._looks.paint(texture, pixels)
 
     def reach(self, target: Vector, rotation: Vector, rng: np.random.Generator) -> bool:
         """Bring the gripper to a position [m] and rotation (3, 3), from a random start; False where it cannot."""
@@ -159,7 +131,7 @@ class Stage:
         """What each pixel shows, (V, H, W): an index into PARTS, props counted on."""
         ids, kinds = np.moveaxis(self._renderer.render_segments(self._dress), -1, 0)
         known = np.append(self._part_of_geom, 0)
-        return np.where(kinds == _PROP, len(PARTS) - 1 + ids, known[np.where(kinds == _geom_kind(), ids, -1)])
+        return np.where(kinds == PROP, len(PARTS) - 1 + ids, known[np.where(kinds == _geom_kind(), ids, -1)])
 
     def pixel(self, camera: str, points: Vector) -> Vector:
         """Where points (n, 3) [m] appear to a camera: (n, 2), x and y from -1 to 1, right and up."""
@@ -178,46 +150,11 @@ class Stage:
             raise S2RobotError("This stage is closed")
         return self.env._renderer
 
-    def _place_of(self, texture: str) -> tuple[int, int]:
-        """Where in MuJoCo's textures this one begins, and how many bytes it has."""
-        found = self.model.tex(texture)
-        return int(found.adr[0]), int(found.height[0] * found.width[0] * found.nchannel[0])
-
-    def _upload(self, texture: str, pixels: NDArray[np.uint8]) -> None:
-        start, count = self._place_of(texture)
-        self.model.tex_data[start : start + count] = pixels.ravel()
-        self._renderer.upload_texture(int(self.model.tex(texture).id))
-
     def _arm_names(self) -> list[str]:
         return list(self.env._env.robots[0].robot_joints)
 
     def _dress(self, scene: Any) -> None:
-        import mujoco
-
-        for k, prop in enumerate(self.props):
-            if scene.ngeom >= scene.maxgeom:
-                return
-            geom = scene.geoms[scene.ngeom]
-            cos, sin = np.cos(prop.yaw), np.sin(prop.yaw)
-            kind = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER)
-            size = {"box": prop.size, "ball": prop.size[:1] * 3, "cylinder": (prop.size[0], prop.size[0], prop.size[2])}
-            mujoco.mjv_initGeom(
-                geom,
-                kind[SHAPES.index(prop.shape)],
-                np.array(size[prop.shape]),
-                np.array(prop.position),
-                np.array([cos, -sin, 0, sin, cos, 0, 0, 0, 1.0]),
-                np.array([*prop.colour, 1.0], np.float32),
-            )
-            geom.matid, geom.segid, geom.objid, geom.objtype = prop.material, scene.ngeom, k, _PROP
-            scene.ngeom += 1
-
-
-_PROP = 900  # an object type that MuJoCo has not
-_LOOKS = (
-    "geom_rgba", "geom_size", "geom_matid", "mat_rgba", "mat_texid", "mat_texrepeat", "mat_texuniform", "light_diffuse",
-    "light_ambient", "light_specular", "light_pos", "light_dir", "cam_pos", "cam_quat", "cam_fovy",
-)  # fmt: skip
+        add_props(scene, self.props)
 
 
 def _geom_kind() -> int:

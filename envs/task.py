@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from s2robot.errors import InvalidInput
+
 Privileged = Mapping[str, NDArray[np.float64]]
 """Simulator state that no camera and no policy sees: poses in metres, world frame."""
 
@@ -30,6 +32,7 @@ class TaskSpec:
     action_names: which inputs of robosuite's OSC_POSE controller (plus gripper) the policy drives;
         the others are held at zero. One unit of dx/dy/dz asks for 5 cm of motion in one control step.
     goal_names: fields of the goal, where a task has more than one; `goal` tells this episode's.
+    colours_name_objects: which object is which, only its colour tells.
     environment: robosuite's class of the task, where it is not one of robosuite's own; called once robosuite is there.
     robosuite_kwargs: called once per environment with its random generator.
     """
@@ -49,6 +52,7 @@ class TaskSpec:
     goal_names: tuple[str, ...] = ()
     goal: Callable[[Any], NDArray[np.float32]] = field(default=lambda env: np.zeros(0, np.float32))
     environment: Callable[[], Any] | None = None
+    colours_name_objects: bool = False
 
 
 def finger_state(env: Any) -> NDArray[np.float64]:
@@ -77,3 +81,19 @@ def to_controller(action: NDArray[np.float32], names: tuple[str, ...]) -> NDArra
     for value, name in zip(action, names, strict=True):
         full[OSC_POSE_INPUTS.index(name)] = value
     return full
+
+
+def checked_actions(actions: Any, task: TaskSpec, *axes: int) -> NDArray[np.float32]:
+    """Actions (*axes, M) of a task as float32.
+
+    Raises:
+        InvalidInput: another shape, or a value outside [-1, 1] or not finite.
+    """
+    checked: NDArray[np.float32] = np.asarray(actions, np.float32)
+    expected = (*axes, len(task.action_names))
+    if checked.shape != expected:
+        fields = ", ".join(task.action_names)
+        raise InvalidInput(f"Action has shape {checked.shape}; {task.name} takes {expected}: {fields}")
+    if not np.isfinite(checked).all() or np.abs(checked).max() > 1.0 + 1e-6:
+        raise InvalidInput(f"Action {checked} is outside [-1, 1] or not finite; clip it if that is what you mean")
+    return checked

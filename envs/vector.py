@@ -22,7 +22,7 @@ can take its place; and it has no chunks of actions.
 from __future__ import annotations
 
 import logging
-import multiprocessing
+import os
 import time
 import weakref
 from collections.abc import Iterable, Sequence
@@ -36,8 +36,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from s2robot import gl, registry
-from s2robot.envs.bridge import FRAME_SIZE, RobosuiteEnv, checked_actions, spaces_of
+from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.envs.served import EnvProcess, Episode, SharedObservations, WorkerDied, answers
+from s2robot.envs.task import checked_actions
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName, UsageError
 from s2robot.types import FRAMES
 
@@ -79,19 +80,22 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.mode = AutoresetMode(autoreset_mode)
         self.metadata = {**RobosuiteEnv.metadata, "autoreset_mode": self.mode}
         self.render_mode = RobosuiteEnv.render_mode
-        views = len(options.get("cameras") or self.task.cameras)
-        space, actions = spaces_of(self.task, views, options.get("frame_size", FRAME_SIZE))
-        self.single_observation_space, self.single_action_space = space, actions
-        self.observation_space, self.action_space = batch_space(space, n), batch_space(actions, n)
         if options.get("render_frames", True):
             gl.settle()
-        memory = SharedObservations(space, n, multiprocessing.get_context("spawn"))
         make = partial(registry.make_env, name, **options)
-        self._arrays, self._slot = memory.arrays(), 0  # each (2, N, ...)
         self._episodes = [Episode() for _ in range(n)]
-        self._processes = [EnvProcess(k, make, memory) for k in range(n)]
-        self._finalizer = weakref.finalize(self, _stop, self._processes)
+        self._processes = [EnvProcess(k, make) for k in range(n)]
+        handles: list[int] = []
+        self._finalizer = weakref.finalize(self, _stop, self._processes, handles)
         try:
+            self.single_observation_space, self.single_action_space = self._started(self._processes)
+            self.observation_space = batch_space(self.single_observation_space, n)
+            self.action_space = batch_space(self.single_action_space, n)
+            self._memory, self._slot = SharedObservations(self.single_observation_space, n), 0
+            handles.append(self._memory.handle)
+            self._arrays = self._memory.arrays  # each (2, N, ...)
+            for process in self._processes:
+                process.share(self._memory, n)
             for step in ("draw_mark", "check_mark"):  # all draw before any looks: see `envs.renderer`
                 self.call(step)
         except BaseException:
@@ -183,10 +187,10 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             S2RobotError: what one of them raised, once all others have answered.
         """
         asked = [self._processes[k] for k in questions if not self._episodes[k].lost]
-        for k, answer in answers([process for process in asked if process.starting]).items():
-            if isinstance(answer, Exception):
-                self.close()
-                raise _did_not_start(k, answer) if isinstance(answer, WorkerDied) else answer
+        starting = [process for process in asked if process.starting]
+        self._started(starting)
+        for process in starting:
+            process.share(self._memory, self.num_envs)
         for process in asked:
             process.ask(*questions[process.index])
         found = answers(asked)
@@ -196,6 +200,15 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             if isinstance(answer, Exception):
                 raise answer
         return found
+
+    def _started(self, processes: list[EnvProcess]) -> Any:
+        """Wait until they have their environments; the spaces of one, as all are made alike."""
+        found = answers(processes)
+        for k, answer in found.items():
+            if isinstance(answer, Exception):
+                self.close()
+                raise _did_not_start(k, answer) if isinstance(answer, WorkerDied) else answer
+        return next(iter(found.values()), None)
 
     def _replace(self, k: int, error: WorkerDied) -> None:
         episode = self._episodes[k]
@@ -260,8 +273,10 @@ def _did_not_start(k: int, error: WorkerDied) -> S2RobotError:
     )
 
 
-def _stop(processes: list[EnvProcess]) -> None:
-    """A process ends where its pipe does."""
+def _stop(processes: list[EnvProcess], handles: list[int]) -> None:
+    """A process ends where its pipe does, and memory without a name with its last user."""
+    for handle in handles:
+        os.close(handle)
     for process in processes:
         process.pipe.close()
     deadline = time.monotonic() + GOODBYE

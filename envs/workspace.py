@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot.envs.lift import PLACEMENT, TABLE_TOP
-from s2robot.envs.stage import SHAPES, Prop, Stage, Vector
+from s2robot.envs.looks import PATTERN, grain
+from s2robot.envs.props import SHAPES, Prop
+from s2robot.envs.stage import Stage, Vector
 
 ROBOTS = ("Panda", "Sawyer", "Panda", "UR5e", "Panda", "IIWA", "Panda", "Kinova3")
 BLOCK = 64  # episodes in a row with one robot: loading one takes a second or two
 MOMENTS = 4  # an episode
 CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview")  # the last is the one that goes anywhere
 STOCK_LOOK = 1 / 4
-PATTERN = "tex-steel-brushed"  # the texture that drawn patterns overwrite: of the table's legs
 
 
 class SceneSampler:
@@ -137,17 +138,9 @@ def _draw_pattern(stage: Stage, rng: np.random.Generator) -> None:
     """Blots, stripes or squares of two colours on one texture."""
     texture = stage.model.tex(PATTERN)
     side = int(texture.width[0])
-    coarse = int(rng.integers(2, 24))
-    kind = rng.integers(3)
-    y, x = np.mgrid[:side, :side] * coarse // side
-    if kind == 0:
-        blend = rng.random((coarse + 1, coarse + 1))[y, x]
-    elif kind == 1:
-        blend = (x % 2).astype(float)
-    else:
-        blend = ((x + y) % 2).astype(float)
+    blend = grain(rng, side, int(rng.integers(2, 24)))[..., None]
     colours = rng.uniform(0, 255, (2, 3))
-    picture = (blend[..., None] * colours[0] + (1 - blend[..., None]) * colours[1]).astype(np.uint8)
+    picture = (blend * colours[0] + (1 - blend) * colours[1]).astype(np.uint8)
     stage.paint(PATTERN, np.tile(picture.ravel(), int(texture.height[0]) // side))
 
 

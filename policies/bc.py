@@ -1,25 +1,17 @@
-"""Behaviour cloning on frozen multi-scale features: feature map + proprioception -> action chunk.
+"""Behaviour cloning on frozen multi-scale features: the neck's condition -> action chunk.
 
-The network is small because the encoder is not: a fixed linear compression of the features (PCA, fitted once
-on the demonstrations), a spatial read-out, and an MLP that predicts the expert's next A actions (Zhao et al.
-2023, "Learning Fine-Grained Bimanual Manipulation", for chunks and the L1 loss).
+The network is small because the encoder is not: an MLP predicts the expert's next A actions (Zhao et al. 2023,
+"Learning Fine-Grained Bimanual Manipulation", for chunks and the L1 loss).
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from s2robot.encoder import Encoder
-from s2robot.errors import InvalidInput
-from s2robot.policies.readout import SpatialReadout
-from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Features, Observation, check_observation
+from s2robot.policies.neck import Neck, Shapes, mlp
 
 
 @dataclass(frozen=True)
@@ -38,93 +30,23 @@ class BCConfig:
     proprioception_noise: float = 0.05  # standard deviations of training noise
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """What the network must know of its inputs and outputs."""
-
-    views: int
-    scales: int
-    width: int  # backbone width D
-    grid: tuple[int, int]
-    proprioception: int  # Q
-    actions: int  # M
-    goal: int = 0  # G
-
-
-class Compression(nn.Module):
-    """A fixed linear map of every token, per view and scale: (B, V, S*D, h, w) -> (B, V, S*components, h, w)."""
-
-    mean: Tensor  # (V, S, D)
-    basis: Tensor  # (V, S, D, components)
-
-    def __init__(self, shapes: Shapes, components: int) -> None:
-        super().__init__()
-        self.components = min(components, shapes.width)
-        self.register_buffer("mean", torch.zeros(shapes.views, shapes.scales, shapes.width))
-        self.register_buffer("basis", torch.zeros(shapes.views, shapes.scales, shapes.width, self.components))
-
-    def fit(self, maps: Tensor) -> None:
-        """Principal components of these maps' tokens (F, V, S*D, h, w), scaled to unit overall variance."""
-        views, scales, width, _ = self.basis.shape
-        tokens = maps.float().reshape(len(maps), views, scales, width, -1)
-        for view in range(views):
-            for scale in range(scales):
-                rows = tokens[:, view, scale].transpose(1, 2).reshape(-1, width)  # (F*N, D)
-                mean = rows.mean(dim=0)
-                values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
-                kept = vectors[:, -self.components :].flip(1)
-                kept = kept * _signs(kept)
-                self.mean[view, scale] = mean
-                self.basis[view, scale] = kept / values[-self.components :].mean().clamp_min(1e-8).sqrt()
-
-    def forward(self, maps: Tensor) -> Tensor:
-        views, scales, width, _ = self.basis.shape
-        split = maps.float().reshape(len(maps), views, scales, width, *maps.shape[3:])  # (B, V, S, D, h, w)
-        centred = split - self.mean[..., None, None]
-        return torch.einsum("bvsdhw,vsdc->bvschw", centred, self.basis).flatten(2, 3)
-
-
-class BCNetwork(nn.Module):
-    """Compressed maps and normalised proprioception to an action chunk."""
-
-    proprioception_mean: Tensor  # (Q,)
-    proprioception_std: Tensor  # (Q,)
+class BCNetwork(Neck):
+    """The condition to an action chunk."""
 
     def __init__(self, config: BCConfig, shapes: Shapes) -> None:
-        super().__init__()
-        self.config, self.shapes = config, shapes
-        self.compression = Compression(shapes, config.components)
-        channels = shapes.scales * self.compression.components
-        self.readout = SpatialReadout(
-            shapes.views,
-            channels,
-            shapes.grid,
-            queries=config.queries,
-            key_width=config.key_width,
-            value_width=config.value_width,
-            goal=shapes.goal,
-        )
-        self.register_buffer("proprioception_mean", torch.zeros(shapes.proprioception))
-        self.register_buffer("proprioception_std", torch.ones(shapes.proprioception))
-        layers: list[nn.Module] = []
-        width = self.readout.width + shapes.proprioception + shapes.goal
-        for _ in range(config.layers):
-            layers += [
-                nn.Linear(width, config.hidden),
-                nn.LayerNorm(config.hidden),
-                nn.GELU(),
-                nn.Dropout(config.dropout),
-            ]
-            width = config.hidden
-        self.head = nn.Sequential(*layers, nn.Linear(width, config.chunk * shapes.actions))
+        super().__init__(config, shapes)
+        outputs = config.chunk * shapes.actions
+        self.head = mlp(self.condition_width, config.hidden, config.layers, outputs, config.dropout)
 
     def forward(self, compressed: Tensor, proprioception: Tensor, goal: Tensor) -> Tensor:
         """compressed (B, V, C, h, w), proprioception (B, Q), goal (B, G) -> chunk (B, A, M)."""
-        state = (proprioception - self.proprioception_mean) / self.proprioception_std
-        if self.training:
-            state = state + self.config.proprioception_noise * torch.randn_like(state)
-        chunk: Tensor = self.head(torch.cat([self.readout(compressed, goal), state, goal], dim=1))
+        chunk: Tensor = self.head(self.condition(compressed, proprioception, goal))
         return chunk.reshape(len(chunk), self.config.chunk, self.shapes.actions)
+
+    def predict(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, noise: torch.Generator) -> Tensor:
+        """The chunk to act by, (B, A, M); draws no noise."""
+        chunk: Tensor = self(compressed, proprioception, goal)
+        return chunk
 
     def loss(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """Mean absolute error to the expert's actions (B, A, M) where valid (B, A) is 1."""
@@ -133,64 +55,4 @@ class BCNetwork(nn.Module):
         return loss
 
 
-class BCPolicy:
-    """The network behind its encoder: what `load_policy` returns. See `s2robot.types.Policy`."""
-
-    def __init__(self, encoder: Encoder, network: BCNetwork) -> None:
-        self.encoder, self.network = encoder, network.eval()
-        self.execute = network.config.execute
-        self.seconds: dict[str, float] = {}  # wall time of the last call: encode, act
-
-    def act(self, observation: Observation) -> NDArray[np.float32]:
-        """The next A actions, (A, M) float32 in [-1, 1]."""
-        check_observation(observation)
-        start = time.perf_counter()
-        features = self.encoder(observation[FRAMES][None])
-        encoded = time.perf_counter()
-        chunk = self.decide(features, observation[PROPRIOCEPTION], observation.get(GOAL))
-        self.seconds = {"encode": encoded - start, "act": time.perf_counter() - encoded}
-        return chunk
-
-    @torch.no_grad()
-    def decide(
-        self, features: Features, proprioception: NDArray[np.float32], goal: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """From features alone, for callers that encode elsewhere."""
-        network, device = self.network, features.map.device
-        wanted = np.zeros(0, np.float32) if goal is None else goal
-        if wanted.shape != (network.shapes.goal,):
-            raise InvalidInput(f"The goal is {wanted.shape}; this policy was trained with ({network.shapes.goal},)")
-        state, aim = (torch.from_numpy(value)[None].to(device) for value in (proprioception, wanted))
-        chunk = network(network.compression(features.map), state, aim)[0].clamp(-1, 1)
-        array: NDArray[np.float32] = chunk.cpu().numpy()
-        return array
-
-    def reset(self) -> None:
-        """Nothing to forget: this policy looks at the present frame only."""
-
-
-CONFIG = BCConfig
-
-
-def build(config: BCConfig, shapes: Shapes) -> BCNetwork:
-    """A fresh network."""
-    return BCNetwork(config, shapes)
-
-
-def describe(network: BCNetwork) -> dict[str, Any]:
-    """What `restore` needs, as plain JSON."""
-    return {"config": asdict(network.config), "shapes": asdict(network.shapes)}
-
-
-def restore(description: dict[str, Any], encoder: Encoder, weights: dict[str, Tensor]) -> BCPolicy:
-    """A policy from `describe`'s output and its weights."""
-    shapes = Shapes(**{**description["shapes"], "grid": tuple(description["shapes"]["grid"])})
-    network = BCNetwork(BCConfig(**description["config"]), shapes)
-    network.load_state_dict(weights)
-    return BCPolicy(encoder, network.to(encoder.device))
-
-
-def _signs(vectors: Tensor) -> Tensor:
-    """Signs that make each column's largest entry positive, so a fit is the same on every machine."""
-    largest = vectors.abs().max(dim=0).indices
-    return vectors[largest, torch.arange(vectors.shape[1])].sign()
+CONFIG, NETWORK = BCConfig, BCNetwork

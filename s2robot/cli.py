@@ -21,11 +21,15 @@ from s2robot.errors import S2RobotError, UnknownName
 VERBS = {
     "demo": "everything once: demonstrations, features, policy, rollouts, a page to look at",
     "doctor": "what works on this machine, and what to install",
-    "list": "encoders, tasks, policies, configs",
+    "list": "encoders, tasks, policies, configs, datasets",
     "collect": "scripted demonstrations of a task",
+    "view": "a dataset as a table, a contact sheet and videos",
+    "render": "a dataset's frames from its simulator states, at any size",
+    "convert": "a dataset to LeRobot's layout and back",
     "encode": "demonstrations to stored features, once",
     "train": "a policy on stored features",
     "eval": "rollouts of a trained policy on unseen seeds",
+    "compare": "runs on the same seeds: the difference, and whether it is resolved",
     "report": "a run folder as one page",
     "pretrain": "an encoder by masked autoencoding on randomised scenes",
     "probe": "what frozen features know, against the simulator's truth on held-out scenes",
@@ -33,10 +37,14 @@ VERBS = {
     "export": "an encoder as one file for ONNX Runtime, OpenVINO or torch.export",
 }
 _HOMES = {  # the others are in s2robot.verbs
+    "view": "s2robot.dataset_verbs",
+    "render": "s2robot.dataset_verbs",
+    "convert": "s2robot.dataset_verbs",
     "probe": "s2robot.probe_verb",
     "bench": "s2robot.encoder_verbs",
     "export": "s2robot.encoder_verbs",
     "pretrain": "s2robot.pretrain_verb",
+    "compare": "s2robot.compare_verb",
 }
 
 

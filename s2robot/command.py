@@ -11,7 +11,7 @@ def parser(verb: str, purpose: str, example: str, key: str = "--collect.noise 0.
     return argparse.ArgumentParser(
         prog=f"s2robot {verb}",
         description=purpose,
-        epilog=f"example: {example}\nAny key of the configuration is an option: {key}",
+        epilog=f"example: {example}" + (f"\nAny key of the configuration is an option: {key}" if key else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -55,9 +55,19 @@ class DemoConfig:
     collect: CollectConfig = field(default_factory=CollectConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
+    kind: str = "bc"  # of policy; which hyper-parameters it has follows, see `run_schema`
     policy: BCConfig = field(default_factory=BCConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def run_schema(kind: str) -> type[DemoConfig]:
+    """The same with the hyper-parameters of another kind of policy."""
+    policy = registry.policy_module(kind).CONFIG
+    if policy is BCConfig:
+        return DemoConfig
+    fields = [("kind", str, field(default=kind)), ("policy", policy, field(default_factory=policy))]
+    return dataclasses.make_dataclass("DemoConfig", fields, bases=(DemoConfig,), frozen=True)
 
 
 def demo(config: DemoConfig, console: Console) -> Path:

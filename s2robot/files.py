@@ -64,6 +64,34 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield the path of a folder yet to be made; on success it takes the name `path`, all at once.
+
+    Raises:
+        OutOfSpace: the disk or quota is full; nothing was left behind.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    _in_use.add(temporary)
+    try:
+        with explain_full_disk(path):
+            try:
+                yield temporary
+                for file in sorted(temporary.rglob("*")):
+                    if file.is_file():
+                        _flush(file)
+                temporary.replace(path)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        flush_folder(path.parent)
+    finally:
+        _in_use.discard(temporary)
+
+
+@contextlib.contextmanager
 def explain_full_disk(path: str | Path) -> Iterator[None]:
     """Turn any wording of a full disk while writing `path` into `OutOfSpace`."""
     try:

@@ -29,7 +29,9 @@ PLACES = {name: name for name in FIELDS if name != "frames"} | {
     name: f"obs/{name}" for name in ("proprioception", "goal")
 }
 ROW_CHECKSUMS = "s2robot_crc32"
-_FRAME_FILTERS: dict[str, Any] = {"compression": "lzf", "fletcher32": True}
+SPAN = 8  # steps in one chunk of frames; with four rows of pixels gzip's window of 32 KiB holds what did not move
+_ROWS = 4
+_FRAME_FILTERS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 """What h5py and numpy raise on a damaged file."""
 
@@ -71,10 +73,10 @@ class EpisodeParts:
         names = (re.fullmatch(r"seed-(\d+)\.hdf5", path.name) for path in self.folder.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
-    def write(self, episode: Episode) -> None:
-        """Put one finished episode on disk, whole or not at all."""
+    def write(self, episode: Episode, texts: Mapping[str, str] | None = None) -> None:
+        """Put one finished episode on disk, whole or not at all; `texts` become attributes of its group."""
         episode.validate()
-        image = in_memory(lambda file: _write_episode(file.create_group("episode"), episode))
+        image = in_memory(lambda file: _write_episode(file.create_group("episode"), episode, texts or {}))
         with atomic(self.path(episode.seed)) as temporary:
             temporary.write_bytes(image)
 
@@ -101,6 +103,16 @@ class EpisodeParts:
         with reading(path, f"the episode of seed {seed}", remedy), h5py.File(path, "r") as file:
             yield file["episode"]
 
+    @contextlib.contextmanager
+    def none_left_empty(self) -> Iterator[None]:
+        """Remove the folder where what happens inside fails before one episode is done: nothing was begun."""
+        try:
+            yield
+        except BaseException:
+            if not self.seeds_done():
+                self.remove()
+            raise
+
     def remove(self) -> None:
         """Remove all parts; the folder goes in one move, so a kill in here leaves no half of a collection."""
         doomed = self.folder.with_name(f"{self.folder.name}.tmp-{os.getpid()}")
@@ -116,11 +128,12 @@ def in_memory(fill: Callable[[h5py.File], None]) -> bytes:
         return bytes(file.id.get_file_image())
 
 
-def _write_episode(group: h5py.Group, episode: Episode) -> None:
+def _write_episode(group: h5py.Group, episode: Episode, texts: Mapping[str, str]) -> None:
     """Write a part: the layout of a demo, but with numbers for camera names."""
     for view in range(episode.frames.shape[1]):
         images = episode.frames[:, view]  # (L, H, W, 3)
-        dataset = group.create_dataset(f"obs/{view}", data=images, chunks=(1, *images.shape[1:]), **_FRAME_FILTERS)
+        chunks = (min(SPAN, len(images)), min(_ROWS, images.shape[1]), *images.shape[2:])
+        dataset = group.create_dataset(f"obs/{view}", data=images, chunks=chunks, **_FRAME_FILTERS)
         dataset.attrs[ROW_CHECKSUMS] = row_checksums(images)
     dones = np.arange(len(episode)) == len(episode) - 1  # (L,)
     arrays = {PLACES[name]: value for name, value in episode.arrays().items() if name != "frames"}
@@ -131,6 +144,8 @@ def _write_episode(group: h5py.Group, episode: Episode) -> None:
     group.attrs["seed"] = episode.seed
     group.attrs["success"] = bool(episode.success)
     group.attrs["s2robot_digest"] = np.bytes_(episode.digest())
+    for name, value in texts.items():
+        group.attrs[name] = np.bytes_(value.encode())
 
 
 def read_part(group: h5py.Group) -> Episode:

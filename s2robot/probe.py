@@ -140,7 +140,7 @@ def _run(
     config: ProbeConfig, readout: ReadOut, data: ProbeData, journal: Journal, steps: _Steps
 ) -> tuple[dict[str, Counts], dict[str, list[Any]]]:
     """Every probe and seed of one read-out: counts (K, n, k) by measure, and what validation chose by probe."""
-    evidence = Evidence(readout, data.train.truth, find_device(None))
+    evidence = Evidence(readout, data.train.truth, data.odd, find_device(None))
     found: dict[str, Counts] = {}
     chosen: dict[str, list[Any]] = {}
     for name in config.probes:

@@ -1,6 +1,6 @@
 """Scenes to probe features on: frames, and what the simulator knows of them for free; rendered once, kept on disk.
 
-    runs/probe-data/v1-256px-seed0/train-00003.npy      ten scenes, one record each (`scene_record`), memory-mapped
+    runs/probe-data/v3-256px-seed0/train-00003.npy      ten scenes, one record each (`scene_record`), memory-mapped
                                    test-00000.npy
                                    features/            what encoders see in them (`s2robot.probe_features`)
 
@@ -26,7 +26,7 @@ from s2robot import files, registry, workers
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.progress import Report
 
-VERSION = 1  # raise it with any change of the scenes: what was rendered and encoded before is of other ones
+VERSION = 3  # raise it with any change of the scenes: what was rendered and encoded before is of other ones
 PIECE = 10  # scenes in a file
 FIRST = {"train": 0, "test": 1_000_000}  # index of the first scene
 
@@ -71,6 +71,7 @@ def scene_record(frame_size: int) -> np.dtype[Any]:
         ("cubes", np.float32, (len(COLOURS), 2)),  # x and y on the table [m]
         ("leftmost", np.int64),  # index into COLOURS
         ("shape", np.int64),  # index into SHAPES
+        ("odd", np.float32, (2,)),  # where the odd one is in agentview: x and y from -1 to 1, right and up
         ("contact", np.bool_),
     ])  # fmt: skip
 
@@ -105,8 +106,17 @@ class Split:
 
     @functools.cached_property
     def truth(self) -> Truth:
-        names = [field for field in self.pieces[0].dtype.names or () if field != "frames"]
-        return Truth(**{name: np.concatenate([part[name] for part in self.pieces])[: self.count] for name in names})
+        names = [field for field in self.pieces[0].dtype.names or () if field not in ("frames", "odd")]
+        return Truth(**{name: self._all(name) for name in names})
+
+    @functools.cached_property
+    def odd(self) -> NDArray[np.float32]:
+        """Where the odd object appears in agentview, (n, 2): part of the question, not of the truth."""
+        return self._all("odd")
+
+    def _all(self, name: str) -> NDArray[Any]:
+        found: NDArray[Any] = np.concatenate([part[name] for part in self.pieces])[: self.count]
+        return found
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,11 @@ class ProbeData:
     config: ProbeDataConfig
     train: Split
     test: Split
+
+    @property
+    def odd(self) -> dict[str, NDArray[np.float32]]:
+        """Where the odd object appears in agentview, by split."""
+        return {split.name: split.odd for split in (self.train, self.test)}
 
     @functools.cached_property
     def fingerprint(self) -> str:

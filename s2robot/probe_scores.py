@@ -169,9 +169,9 @@ MEASURES: dict[str, Measure] = {
         ),
         *_of(
             "shape", True,
+            ("place", "linear on what is at its place", "", "place", right_shape, ratio),
             ("map", "linear on the map", "", "map", right_shape, ratio),
             ("mean", "linear on the mean token", "", "mean", right_shape, ratio),
-            ("softmax", "spatial softmax", "", "softmax", right_shape, ratio),
         ),
         *_of("segmentation", True, ("miou", "mIoU, linear a token", "", "labels", pixels_by_label, mean_iou)),
         *_of("depth", False, ("rmse", "RMSE, linear a token", "m", "depth", metres_off_squared, root_of_ratio)),

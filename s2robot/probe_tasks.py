@@ -6,7 +6,7 @@ test scenes; `s2robot.probe_scores` holds them against the truth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ SPATIAL = Schedule(steps=4000, batch=128, lr=5e-3, every=50)
 RECOGNISE = Schedule(steps=300, batch=128, lr=3e-3, every=25)  # classes of small things: learned by heart soon
 DENSE = Schedule(steps=400, batch=16, lr=1e-1, every=50)
 
-VERSION = 3  # raise it with any change of heads, schedules or scores: finished numbers are then of the old kind
+VERSION = 4  # raise it with any change of heads, schedules or scores: finished numbers are then of the old kind
 
 
 class Fitted(NamedTuple):
@@ -50,10 +50,13 @@ class Evidence:
     """All that a probe may look at; whatever several probes need is computed once.
 
     truth: of the training scenes.
+    odd: where the odd object appears in agentview, (n, 2), by split: it is pointed at, not looked for.
     """
 
-    def __init__(self, readout: ReadOut, truth: Truth, device: torch.device) -> None:
-        self.readout, self.truth, self.device = readout, truth, device
+    def __init__(
+        self, readout: ReadOut, truth: Truth, odd: Mapping[str, NDArray[np.float32]], device: torch.device
+    ) -> None:
+        self.readout, self.truth, self.odd, self.device = readout, truth, odd, device
         self._axes: dict[tuple[int | None, int | None], PrincipalAxes] = {}
         self._found: dict[tuple[str, str, int | None], Tensor] = {}
 
@@ -78,15 +81,26 @@ class Evidence:
         )
 
     def columns(self, kind: str, view: int) -> tuple[Tensor, Tensor]:
-        """Training and test scenes as rows of "map", "mean" or "cls"."""
+        """Training and test scenes as rows of "map", "mean", "cls" or "place", the map where the odd object is."""
         train, test = (self._rows(kind, split, view) for split in SPLITS)
         return train, test
 
     def _rows(self, kind: str, split: str, view: int) -> Tensor:
         if kind == "map":  # the KEPT_FLAT strongest axes, every cell a column
             return self.maps(split, view)[:, :KEPT_FLAT].flatten(1)
+        if kind == "place":
+            return self._once((kind, split, view), lambda: self._at(split, view))
         make = {"mean": self.readout.means, "cls": self.readout.summaries}[kind]
         return self._once((kind, split, None), lambda: make(split).to(self.device))[:, view]
+
+    def _at(self, split: str, view: int) -> Tensor:
+        """The map, on all its axes, between the tokens around the odd object: (n, C)."""
+        found = []
+        for rows in batches(self.readout.counts[split]):
+            places = (torch.from_numpy(self.odd[split][rows]) * torch.tensor([1.0, -1.0]))[:, None, None]  # y down
+            maps = self.readout.maps(split, rows, view)[:, 0].float()
+            found.append(F.grid_sample(maps, places, align_corners=False, padding_mode="border").flatten(1))
+        return torch.cat(found).to(self.device)
 
     def _once(self, key: tuple[str, str, int | None], make: Callable[[], Tensor]) -> Tensor:
         if key not in self._found:
@@ -159,27 +173,31 @@ def _spatial_softmax(
 
 def leftmost(evidence: Evidence, seed: int) -> Fitted:
     """The colour furthest to the left in agentview."""
-    return _classify(evidence, evidence.truth.leftmost, len(COLOURS), AGENT, seed)
+    return _classify(evidence, evidence.truth.leftmost, len(COLOURS), AGENT, seed, ("map", "mean"))
 
 
 def shape(evidence: Evidence, seed: int) -> Fitted:
-    """What the odd object is, in agentview."""
-    return _classify(evidence, evidence.truth.shape, len(SHAPES), AGENT, seed)
+    """What the odd object is, in agentview, for whoever is shown where it is."""
+    return _classify(evidence, evidence.truth.shape, len(SHAPES), AGENT, seed, ("place", "map", "mean"))
 
 
 def contact(evidence: Evidence, seed: int) -> Fitted:
     """Whether a finger touches what is in the hand, from the wrist camera."""
-    return _classify(evidence, evidence.truth.contact.astype(np.int64), 2, WRIST, seed)
+    return _classify(evidence, evidence.truth.contact.astype(np.int64), 2, WRIST, seed, ("map", "mean"))
 
 
-def _classify(evidence: Evidence, labels: NDArray[np.int64], classes: int, view: int, seed: int) -> Fitted:
+def _classify(
+    evidence: Evidence, labels: NDArray[np.int64], classes: int, view: int, seed: int, kinds: tuple[str, ...]
+) -> Fitted:
     wanted = torch.from_numpy(labels).to(evidence.device)
     fit, valid = divide(len(wanted), seed)
     answers, chosen = {}, {}
-    for kind in ("map", "mean"):
+    for kind in kinds:
         train, test = evidence.columns(kind, view)
         head = fit_logistic((train[fit], wanted[fit]), (train[valid], wanted[valid]), classes)
         answers[kind], chosen[kind] = _numpy(head(test).argmax(dim=1)), head.strength
+    if "place" in kinds:
+        return Fitted(answers, chosen)
 
     def loss(found: Tensor, rows: Tensor) -> Tensor:
         return F.cross_entropy(found, wanted[rows])
@@ -271,7 +289,7 @@ def blind(truth: Truth, count: int) -> dict[str, dict[str, NDArray[Any]]]:
         "position": dict.fromkeys(("softmax", "map", "mean", "cls"), same(truth.cubes.mean(axis=0))),
         "segmentation": {"labels": same(often.argmax(axis=0))},
         "depth": {"depth": same(middle)},
-        **{name: dict.fromkeys(("softmax", "map", "mean"), answer) for name, answer in most.items()},
+        **{name: dict.fromkeys(("softmax", "map", "mean", "place"), answer) for name, answer in most.items()},
     }
 
 

@@ -7,24 +7,27 @@ imported when asked for.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.errors import UnknownName
+from s2robot.errors import InvalidInput, UnknownName
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
     from s2robot.envs.plain import PlainRobosuite
     from s2robot.envs.probe_scenes import ProbeScenes
+    from s2robot.envs.replay import Replay
     from s2robot.envs.task import TaskSpec
     from s2robot.envs.vector import VectorEnv
+    from s2robot.rerender import RenderConfig
     from s2robot.types import Policy
 
-POLICIES = {"bc": "s2robot.policies.bc"}
-"""Policy kind -> module with `CONFIG` (its dataclass) and `load(folder) -> Policy`."""
+POLICIES = {"bc": "s2robot.policies.bc", "flow": "s2robot.policies.flow"}
+"""Policy kind -> module with `CONFIG`, its hyper-parameters, and `NETWORK`, a `policies.neck.Neck`."""
 
 
 def make_env(name: str, **options: Any) -> RobosuiteEnv:
@@ -72,6 +75,11 @@ def probe_scenes(frame_size: int, seed: int) -> ProbeScenes:
     return importlib.import_module("s2robot.envs.probe_scenes").ProbeScenes(frame_size, seed)  # type: ignore[no-any-return]
 
 
+def replay(env_args: Mapping[str, Any], settings: RenderConfig) -> Replay:
+    """What draws stored states again; see `s2robot.envs.replay`."""
+    return importlib.import_module("s2robot.envs.replay").make_replay(env_args, settings)  # type: ignore[no-any-return]
+
+
 def policy_module(kind: str) -> Any:
     """The module of a policy kind.
 
@@ -81,6 +89,19 @@ def policy_module(kind: str) -> Any:
     if kind not in POLICIES:
         raise UnknownName("policy", kind, POLICIES, "s2robot list policies")
     return importlib.import_module(POLICIES[kind])
+
+
+def neck() -> Any:
+    """What all policies have in common: `s2robot.policies.neck`."""
+    return importlib.import_module("s2robot.policies.neck")
+
+
+def policy_kind(config: object) -> str:
+    """The kind whose hyper-parameters these are."""
+    for kind in POLICIES:
+        if type(config) is policy_module(kind).CONFIG:
+            return kind
+    raise InvalidInput(f"{type(config).__name__} is no policy's; known: {', '.join(POLICIES)}")
 
 
 def load_policy(folder: str | Path, **options: Any) -> Policy:

@@ -46,6 +46,7 @@ class EvalConfig:
     episodes: int = 50
     seed: int = EVALUATION_SEED  # of the first episode; the others follow
     fidelity: str = "exact"
+    shift: str = ""  # other looks than the demonstrations': "light,table:0.5/test", "all/test"; see `envs.shifts`
     workers: int = 0  # processes; 0 takes every core
     engine: str = "auto"  # who computes the features, see `s2robot.engines`
     precision: str | None = None  # default: what the policy was trained on
@@ -124,11 +125,12 @@ def read_results(log: Path) -> list[EpisodeResult]:
     return [EpisodeResult(**row) for row in files.read_jsonl(log)] if log.exists() else []
 
 
-def make_env_for(description: dict[str, Any], fidelity: str) -> RobosuiteEnv:
+def make_env_for(description: dict[str, Any], fidelity: str, shift: str = "") -> RobosuiteEnv:
     """The environment a policy was trained for, from its `policy.json`."""
     return registry.make_env(
         description["task"],
         fidelity=fidelity,
+        shift=shift,
         cameras=tuple(description["cameras"]),
         frame_size=description["frame_size"],
     )
@@ -136,7 +138,7 @@ def make_env_for(description: dict[str, Any], fidelity: str) -> RobosuiteEnv:
 
 def _make(folder: Path, description: dict[str, Any], config: EvalConfig) -> tuple[Policy, RobosuiteEnv]:
     policy = registry.load_policy(folder, engine=config.engine, precision=config.precision)
-    return policy, make_env_for(description, config.fidelity)
+    return policy, make_env_for(description, config.fidelity, config.shift)
 
 
 def _run(tool: tuple[Policy, RobosuiteEnv], seed: int) -> EpisodeResult:

@@ -79,6 +79,23 @@ def paired_difference(
     return PairedDifference((only_a - only_b) / len(a), low, high, p_value, resolved, only_a, only_b, len(a))
 
 
+def episodes_to_resolve(difference: float, differing: float, confidence: float = 0.95, power: float = 0.8) -> int:
+    """How many paired episodes McNemar's test needs to find a difference of success rates with this power.
+
+        n = (z_a sqrt(q) + z_b sqrt(q - d^2))^2 / d^2,   d = difference, q = share of seeds on which outcomes differ
+
+    R. J. Connor, Biometrics 43:207-211 (1987).
+    """
+    if not 0 < difference <= differing <= 1 or not 0 < power < 1:
+        raise InvalidInput(
+            f"difference {difference}, differing {differing}, power {power}; expected 0 < difference <= differing <= 1"
+            " and a power between 0 and 1"
+        )
+    reach = _z(confidence) * math.sqrt(differing)
+    reach += NormalDist().inv_cdf(power) * math.sqrt(differing - difference**2)
+    return math.ceil((reach / difference) ** 2)
+
+
 def quantiles(ms: Sequence[float] | NDArray[Any]) -> dict[str, float]:
     """Median, 99th percentile and mean of latencies in milliseconds, and how many there were."""
     values = np.asarray(ms, dtype=np.float64).ravel()

@@ -69,19 +69,19 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
-    kind: str = "bc",
     progress: Progress = lambda done, total, note: None,
 ) -> Path:
     """Train into folder `out`, or resume there; return it.
 
     Args:
-        policy: the policy's own hyper-parameters, e.g. `policies.bc.BCConfig`.
+        policy: the policy's own hyper-parameters, e.g. `policies.bc.BCConfig`; they say of which kind it is.
 
     Raises:
         S2RobotError: the loss became NaN.
     """
     if (out / "done").exists():
         return out
+    kind = registry.policy_kind(policy)
     out.mkdir(parents=True, exist_ok=True)
     files.sweep(out)
     with torch.random.fork_rng(devices=[]):
@@ -131,12 +131,13 @@ def load_policy(
         chosen = Encoder(
             encoder.backbone, dataclasses.replace(known, engine=engine, precision=precision or known.precision)
         )
-        return module.restore(description, chosen.to(encoder.device), weights)  # type: ignore[no-any-return]
+        policy: Policy = registry.neck().restore(module, description, chosen.to(encoder.device), weights)
     except S2RobotError:
         raise
     except Exception as error:  # safetensors, json keys, state dict: all mean the same to the reader
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CorruptFile(folder, reason, "Train it again, or restore it from a copy") from error
+    return policy
 
 
 class _TrainState:
@@ -238,11 +239,11 @@ def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, 
     frames, views, channels, height, width = store.map.shape
     groups = encoder.groups
     first = dataset.episode(0)
-    shapes = module.Shapes(
+    shapes = registry.neck().Shapes(
         views, groups, channels // groups, (height, width), first.proprioception.shape[1], first.actions.shape[1],
         0 if first.goal is None else first.goal.shape[1],
     )  # fmt: skip
-    network: nn.Module = module.build(policy, shapes)
+    network: nn.Module = module.NETWORK(policy, shapes)
     spread = np.linspace(0, frames - 1, min(frames, 400)).astype(int)  # enough tokens for a covariance
     network.compression.fit(_maps(store, spread))  # type: ignore[union-attr, operator]
     states = torch.from_numpy(np.concatenate([episode.proprioception for episode in dataset]))
@@ -288,7 +289,7 @@ def _write_policy(
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, str(temporary))
     description = {
         "kind": kind,
-        **registry.policy_module(kind).describe(network),
+        **registry.neck().describe(network),
         "encoder": dataclasses.asdict(encoder),
         "encoder_fingerprint": store.encoder_fingerprint,
         "task": dataset.env_args.get("task"),

@@ -4,12 +4,15 @@ Letters, used in every docstring and at every line end:
 
     B batch    V views (cameras)    T tiles    H W frame pixels    P tile size in pixels
     N tokens   D backbone width     S scales   h w token grid      A action chunk length
-    Q proprioception fields         G goal fields                  M action dimensions
+    Q proprioception fields         G goal fields                  M action dimensions    K privileged fields
 
     key               dtype    shape           range      unit / meaning
     frames            uint8    (V, H, W, 3)    [0, 255]   RGB, top row first, one frame per camera
     proprioception    float32  (Q,)            finite     named fields, metres and radians (see the task)
     goal              float32  (G,)            finite     optional; what to do, e.g. a one-hot colour
+    depth             float32  (V, H, W)       > 0        on request; distance along the camera's axis [m]
+    segmentation      uint8    (V, H, W)       [0, 255]   on request; index into the environment's `segment_names`
+    privileged        float32  (K,)            finite     on request; the simulator's state, `privileged_names`
     action            float32  (M,)            [-1, 1]    controller input of one control step
     action chunk      float32  (A, M)          [-1, 1]    the next A actions, first to execute first
 
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 FRAMES = "frames"
 PROPRIOCEPTION = "proprioception"
 GOAL = "goal"
+DEPTH = "depth"
+SEGMENTATION = "segmentation"
+PRIVILEGED = "privileged"
 
 Observation = Mapping[str, NDArray[Any]]
 """One observation: the keys of the table above, without a batch axis."""
@@ -52,6 +58,9 @@ OBSERVATION_KEYS: dict[str, KeySpec] = {
     FRAMES: KeySpec("uint8", ("V", "H", "W", "3"), True, "RGB frames, one per camera, top row first"),
     PROPRIOCEPTION: KeySpec("float32", ("Q",), True, "robot state, fields named by the task"),
     GOAL: KeySpec("float32", ("G",), False, "what to do"),
+    DEPTH: KeySpec("float32", ("V", "H", "W"), False, "distance along each camera's axis [m]"),
+    SEGMENTATION: KeySpec("uint8", ("V", "H", "W"), False, "what each pixel shows"),
+    PRIVILEGED: KeySpec("float32", ("K",), False, "the simulator's state, which no policy may see"),
 }
 
 

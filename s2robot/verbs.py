@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from rich.table import Table
 
 from s2robot import command, files, progress, registry, statistics
 from s2robot import config as configuration
+from s2robot.dataset_verbs import dataset_rows
 from s2robot.errors import InvalidInput, UsageError
 
 
@@ -36,6 +39,7 @@ def do_demo(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--baselines", action="store_true", help="also train with the base scale alone and with random weights"
     )
+    _kind(parser)
     parser.add_argument(
         "--no-install", action="store_true", help="do not install what the simulator needs, only say it"
     )
@@ -44,13 +48,13 @@ def do_demo(argv: Sequence[str]) -> int:
     )
     options, rest = parser.parse_known_args(list(argv))
     _simulator_or_install(install=not options.no_install)
-    from s2robot.demo import DemoConfig
     from s2robot.demo import demo as run
+    from s2robot.demo import run_schema
 
     name = options.config or ("demo-quick" if options.quick else "demo")
     overrides = command.overrides(options, rest) + (["--baselines", "true"] if options.baselines else [])
     console = Console()
-    page = run(configuration.load(DemoConfig, name, overrides), console)
+    page = run(configuration.load(run_schema(options.kind), name, overrides), console)
     summary = files.read_json(page.parent / "summary.json")
     rate = _percent(summary["success_rate"], *summary["interval"])
     console.print(
@@ -112,7 +116,7 @@ def do_encode(argv: Sequence[str]) -> int:
 
 def do_train(argv: Sequence[str]) -> int:
     from s2robot.datasets import DemoDataset
-    from s2robot.demo import DemoConfig
+    from s2robot.demo import run_schema
     from s2robot.store import encode_dataset
     from s2robot.training import train as run
 
@@ -123,9 +127,10 @@ def do_train(argv: Sequence[str]) -> int:
     )
     parser.add_argument("dataset", help="an HDF5 file of demonstrations")
     parser.add_argument("--config", default="demo", help="a config by name or .yaml path (default: demo)")
+    _kind(parser)
     command.shorthands(parser, out="out", seed="train.seed", steps="train.steps")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(DemoConfig, options.config, command.overrides(options, rest))
+    config = configuration.load(run_schema(options.kind), options.config, command.overrides(options, rest))
     console, dataset = Console(), DemoDataset(options.dataset)
     root, workers = Path(options.dataset).parent / "features", config.encode.workers or None
     with progress.bar("encode", console) as report:
@@ -142,11 +147,18 @@ def do_train(argv: Sequence[str]) -> int:
     return 0
 
 
+def _kind(parser: argparse.ArgumentParser) -> None:
+    kinds = ", ".join(registry.POLICIES)
+    parser.add_argument("--kind", default="bc", help=f"of policy: {kinds} (default: bc)")
+
+
 def do_eval(argv: Sequence[str]) -> int:
     from s2robot.rollout import EvalConfig, evaluate
 
     parser = command.parser(
-        "eval", "Roll a trained policy out on seeds no demonstration used.", "s2robot eval runs/demo --episodes 100"
+        "eval",
+        "Roll a trained policy out on seeds no demonstration used.",
+        "s2robot eval runs/demo --episodes 100 --shift all/test",
     )
     parser.add_argument("run", help="a run folder that holds policy/")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -156,14 +168,16 @@ def do_eval(argv: Sequence[str]) -> int:
     if not (folder / "policy.json").exists():
         raise InvalidInput(f"No policy in {folder}. Train one: s2robot train --help")
     console = Console(stderr=options.json)
-    kind = f"{config.fidelity}-{config.precision}" if config.precision else config.fidelity
+    looks = re.sub("[:,/]", "-", config.shift)
+    kind = "-".join(filter(None, (config.fidelity, config.precision, looks)))
     log = Path(options.run) / f"episodes-{kind}.jsonl"
     with progress.bar("evaluate", console) as report:
         results = evaluate(folder, config, log, report)
     wins = sum(r.success for r in results)
     low, high = statistics.wilson(wins, len(results))
     result = {"success_rate": wins / len(results), "successes": wins, "episodes": len(results), "interval": [low, high]}
-    result |= {"seed": config.seed, "fidelity": config.fidelity, "precision": config.precision, "log": str(log)}
+    result |= {"seed": config.seed, "fidelity": config.fidelity, "precision": config.precision}
+    result |= {"shift": config.shift, "log": str(log)}
     if options.json:
         print(json.dumps(result))
     else:
@@ -183,18 +197,25 @@ def do_report(argv: Sequence[str]) -> int:
 
 
 def do_list(argv: Sequence[str]) -> int:
-    parser = command.parser("list", "What there is by name.", "s2robot list encoders")
+    parser = command.parser("list", "What there is by name.", "s2robot list datasets runs", key="")
     kinds = {"encoders": _encoders, "tasks": _tasks, "policies": _policies, "configs": _configs}
-    parser.add_argument("kind", nargs="?", choices=sorted(kinds), help="default: all")
+    parser.add_argument("kind", nargs="?", choices=[*sorted(kinds), "datasets"], help="default: all but datasets")
+    parser.add_argument("folder", nargs="?", default=".", help="of datasets: where to look (default: here)")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(list(argv))
-    chosen = {options.kind: kinds[options.kind]} if options.kind else kinds
-    found = {name: rows() for name, rows in chosen.items()}
+    if options.kind == "datasets":
+        found = {"datasets": dataset_rows(options.folder)}
+    else:
+        chosen = {options.kind: kinds[options.kind]} if options.kind else kinds
+        found = {name: rows() for name, rows in chosen.items()}
     if options.json:
         print(json.dumps(files.plain(found), indent=2))
         return 0
     for name, rows in found.items():
         table = Table(title=name, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        if not rows:
+            print(f"no datasets below {options.folder}; make one: s2robot collect --help")
+            continue
         for column in rows[0]:
             table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column == "name")
         for row in rows:

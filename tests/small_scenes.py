@@ -48,7 +48,7 @@ class SquareScenes:
         return SimpleNamespace(
             frames=frames, labels=np.stack([labels, np.zeros_like(labels)]), depth=np.stack([depth, depth]),
             cubes=(places / 100).astype(np.float32), leftmost=int(places[:, 0].argmin()),
-            shape=int(rng.integers(3)), contact=contact,
+            shape=int(rng.integers(3)), contact=contact, odd=np.array([1, -1], np.float32) * (places[0] / 32 - 1),
         )  # fmt: skip
 
     def close(self) -> None:

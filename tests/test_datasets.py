@@ -86,7 +86,7 @@ def test_the_layout_is_robomimics(tmp_path: Path) -> None:
         assert demo.attrs["num_samples"] == 4
         assert set(demo) == {"obs", "actions", "executed_actions", "rewards", "dones", "states"}
         assert set(demo["obs"]) == {"agentview_image", "robot0_eye_in_hand_image", "proprioception", "goal"}
-        assert demo["obs/agentview_image"].chunks == (1, 8, 8, 3)
+        assert demo["obs/agentview_image"].chunks == (4, 4, 8, 3)
         assert demo["dones"][()].tolist() == [0, 0, 0, 1]
         masks = {name: [key.decode() for key in file[f"mask/{name}"]] for name in ("train", "valid")}
     assert sorted(masks["train"] + masks["valid"]) == ["demo_0", "demo_1"]
@@ -308,7 +308,7 @@ def test_a_damaged_file_is_corrupt_or_right_but_never_wrong(tmp_path: Path) -> N
 def test_damage_in_an_episode_names_it(tmp_path: Path) -> None:
     dataset = write(tmp_path / "a.hdf5", [1, 2])
     with h5py.File(tmp_path / "a.hdf5") as file:
-        chunk = file["data/demo_1/obs/agentview_image"].id.get_chunk_info(2)
+        chunk = file["data/demo_1/obs/agentview_image"].id.get_chunk_info(1)
     data = bytearray(dataset.path.read_bytes())
     data[chunk.byte_offset + 9] ^= 1
     dataset.close()
@@ -340,7 +340,7 @@ def test_other_files_are_no_demonstrations(tmp_path: Path, content: bytes) -> No
         DemoDataset(tmp_path / "a.hdf5")
 
 
-def _robomimic_file(path: Path, image_key: str = "agentview_image") -> Episode:
+def robomimic_file(path: Path, image_key: str = "agentview_image") -> Episode:
     made = make_episode(5)
     with h5py.File(path, "w") as file:
         file.create_group("data").attrs["total"] = 4
@@ -357,8 +357,8 @@ def _robomimic_file(path: Path, image_key: str = "agentview_image") -> Episode:
     return made
 
 
-def test_plain_robomimic_files_are_read(tmp_path: Path) -> None:
-    made = _robomimic_file(tmp_path / "a.hdf5")
+def test_plainrobomimic_files_are_read(tmp_path: Path) -> None:
+    made = robomimic_file(tmp_path / "a.hdf5")
     dataset = DemoDataset(tmp_path / "a.hdf5")
     assert (len(dataset), dataset.cameras, dataset.env_args, dataset.total) == (2, ("agentview",), ENV_ARGS, 8)
     first, second = (episode.load() for episode in dataset)
@@ -374,9 +374,9 @@ def test_plain_robomimic_files_are_read(tmp_path: Path) -> None:
     assert DemoDataset(dataset.path).fingerprint != dataset.fingerprint
 
 
-def test_a_robomimic_file_without_images_says_how_to_make_them(tmp_path: Path) -> None:
-    _robomimic_file(tmp_path / "a.hdf5", image_key="object")
-    with pytest.raises(CorruptFile, match=r"no camera images.*robot0_eef_pos.*dataset_states_to_obs\.py"):
+def test_arobomimic_file_without_images_says_how_to_make_them(tmp_path: Path) -> None:
+    robomimic_file(tmp_path / "a.hdf5", image_key="object")
+    with pytest.raises(CorruptFile, match=r"no camera images.*robot0_eef_pos.*s2robot render"):
         DemoDataset(tmp_path / "a.hdf5")
 
 

@@ -50,7 +50,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evidence_of(name: str, data: ProbeData, truth: Truth | None = None) -> Evidence:
     parts = [encode_part(looker, data, quiet) for looker in SUBJECTS[name]().lookers]
     readout = ReadOut("s2", parts, {"train": data.train.count, "test": data.test.count})
-    return Evidence(readout, truth or data.train.truth, torch.device("cpu"))
+    return Evidence(readout, truth or data.train.truth, data.odd, torch.device("cpu"))
 
 
 def run(config: ProbeConfig, scenes: Path, out: Path) -> dict[str, Any]:

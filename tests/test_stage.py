@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 pytest.importorskip("robosuite")
 from s2robot.envs.lift import TABLE_TOP
-from s2robot.envs.probe_scenes import COLOURS, HELD, LABELS, REGION, ProbeScenes, _down
-from s2robot.envs.stage import PARTS, Prop, Stage
+from s2robot.envs.probe_scenes import COLOURS, FINGERS_OPEN, LABELS, REGION, ProbeScenes, _down
+from s2robot.envs.props import Prop
+from s2robot.envs.stage import PARTS, Stage
 from s2robot.envs.workspace import BLOCK, MOMENTS, PATTERN, SceneSampler
 
 pytestmark = pytest.mark.sim
@@ -51,10 +52,11 @@ def test_nowhere_is_not_reached(stage: Stage) -> None:
 def test_a_cube_is_touched_when_the_fingers_are_narrower_than_it(stage: Stage) -> None:
     stage.clear()
     assert stage.reach(np.array([0, 0, TABLE_TOP + 0.2]), _down(0.0), np.random.default_rng(0))
+    half = 0.018
     for name in ("cube_g0", "cube_g0_vis"):
-        stage.model.geom_size[stage.model.geom(name).id] = HELD
+        stage.model.geom_size[stage.model.geom(name).id] = half
     for room, touched in ((-0.001, True), (0.004, False), (-0.0005, True), (0.02, False)):
-        stage.open_fingers((HELD + room) / 0.04)
+        stage.open_fingers((half + room) / FINGERS_OPEN)
         stage.settle()
         position, rotation = stage.gripper()
         stage.place_cube(position, float(np.arctan2(rotation[1, 1], rotation[0, 1]) - np.pi / 2))

@@ -136,6 +136,23 @@ def test_frames_are_ones_own_over_two_thousand_steps() -> None:
         single.close()
 
 
+@pytest.mark.slow
+def test_whatever_an_environment_shows_comes_through() -> None:
+    options = OPTIONS | {"extras": ("depth", "segmentation", "privileged"), "shift": "all"}
+    vector, single = s2robot.make_vec_env("PickColorSmall", 2, **options), s2robot.make_env("PickColorSmall", **options)
+    try:
+        assert vector.single_observation_space == single.observation_space
+        together = vector.reset(seed=3)[0], vector.reset()[0]
+        for k in range(2):
+            for seen, alone in zip(together, (single.reset(seed=3 + k)[0], single.reset()[0]), strict=True):
+                assert seen.keys() == alone.keys()
+                for key, value in alone.items():
+                    np.testing.assert_array_equal(seen[key][k], value)
+    finally:
+        vector.close()
+        single.close()
+
+
 # -- Gymnasium's contract --------------------------------------------------------------------------------------------
 
 

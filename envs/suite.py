@@ -1,0 +1,62 @@
+"""robosuite's own environments, made for us: quiet, seeded, and without a say in who draws."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from s2robot.envs.task import TaskSpec
+from s2robot.errors import require
+
+
+def make_robosuite(task: TaskSpec, **changes: Any) -> Any:
+    """robosuite's own environment of a task; changes: of what it is made with."""
+    rng = np.random.default_rng(0)  # model constants (the cube's size) are the same in every process
+    with quiet():
+        suite = require("robosuite", extra="sim", purpose=f"The task {task.name}")
+        make = task.environment() if task.environment else partial(suite.make, task.robosuite_name)
+        settings = {
+            "robots": task.robot,
+            "has_renderer": False,
+            "has_offscreen_renderer": False,
+            "use_camera_obs": False,
+            "control_freq": task.control_hz,
+            "horizon": task.horizon,
+            "ignore_done": True,
+            "hard_reset": False,
+            "seed": 0,
+        }
+        return make(**settings | task.robosuite_kwargs(rng) | changes)
+
+
+def reseed(env: Any, rng: np.random.Generator) -> None:
+    """Have robosuite draw its next episode from these random numbers."""
+    env.rng = rng
+    for sampler in _samplers(env.placement_initializer):
+        sampler.rng = rng
+
+
+def _samplers(sampler: Any) -> Iterator[Any]:
+    """A placement sampler of robosuite's and those it is made of: each keeps a generator of its own."""
+    yield sampler
+    for inner in getattr(sampler, "samplers", {}).values():
+        yield from _samplers(inner)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """robosuite warns of optional robots at import, names a file at every make, and asks everybody for EGL."""
+    before, chosen = logging.root.manager.disable, os.environ.get("MUJOCO_GL")
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        if chosen is None:
+            os.environ.pop("MUJOCO_GL", None)  # else our own choice would take it for the user's

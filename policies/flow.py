@@ -1,0 +1,101 @@
+"""Flow matching on frozen multi-scale features: the neck's condition -> a distribution over action chunks.
+
+Where demonstrations go left or right of the same obstacle their mean goes into it; a generative policy draws one of
+them (Chi et al. 2023, "Diffusion Policy"). Noise is carried to an action chunk along straight lines (Lipman et al.
+2023, "Flow Matching for Generative Modeling"; in robot policies: Black et al. 2024, "pi0"), so a few Euler steps do:
+
+    x_t = (1 - t) noise + t chunk,   v(x_t, t | condition) -> chunk - noise,   t from 0 to 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from s2robot.policies.neck import Neck, Shapes
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Hyper-parameters of `flow`."""
+
+    chunk: int = 8  # actions predicted at once (A)
+    execute: int = 4  # of which this many are executed before looking again
+    components: int = 64  # channels kept of each scale
+    queries: int = 16  # things each view may look for
+    key_width: int = 32
+    value_width: int = 16
+    hidden: int = 256
+    blocks: int = 3
+    dropout: float = 0.1
+    proprioception_noise: float = 0.05  # standard deviations of training noise
+    times: int = 8  # flow times trained on for each sample of a batch: the condition is the costly part
+    steps: int = 8  # Euler steps when acting
+
+
+class Block(nn.Module):
+    """A residual layer that condition and time scale and shift."""
+
+    def __init__(self, width: int, condition: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.Linear(condition, 2 * width)
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout))
+        self.out = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (..., width), condition (..., C) -> (..., width)."""
+        scale, shift = self.film(condition).chunk(2, dim=-1)
+        inner = self.norm(x) * (1 + scale) + shift
+        out: Tensor = x + self.out(self.layers(inner))
+        return out
+
+
+class FlowNetwork(Neck):
+    """The condition, a noisy chunk and a time to the velocity there."""
+
+    frequencies: Tensor  # (8,)
+
+    def __init__(self, config: FlowConfig, shapes: Shapes) -> None:
+        super().__init__(config, shapes)
+        self.hyper, width = config, config.hidden
+        self.register_buffer("frequencies", 2.0 ** torch.arange(8), persistent=False)
+        self.look = nn.Sequential(nn.Linear(self.condition_width, width), nn.LayerNorm(width), nn.GELU())
+        self.enter = nn.Linear(config.chunk * shapes.actions, width)
+        self.blocks = nn.ModuleList([Block(width, width + 16, config.dropout) for _ in range(config.blocks)])
+        self.leave = nn.Linear(width, config.chunk * shapes.actions)
+
+    def velocity(self, look: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """look (..., width), x (..., A, M), t (..., 1) -> (..., A, M)."""
+        angles = torch.pi / 2 * t * self.frequencies
+        condition = torch.cat([look, angles.sin(), angles.cos()], dim=-1)
+        hidden = self.enter(x.flatten(-2))
+        for block in self.blocks:
+            hidden = block(hidden, condition)
+        found: Tensor = self.leave(hidden).unflatten(-1, x.shape[-2:])
+        return found
+
+    def predict(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, noise: torch.Generator) -> Tensor:
+        """A chunk drawn, (B, A, M)."""
+        look = self.look(self.condition(compressed, proprioception, goal))
+        shape = (len(look), self.hyper.chunk, self.shapes.actions)
+        x = torch.randn(shape, generator=noise).to(look.device)
+        for step in range(self.hyper.steps):
+            t = torch.full((len(look), 1), step / self.hyper.steps, device=look.device)
+            x = x + self.velocity(look, x, t) / self.hyper.steps
+        return x
+
+    def loss(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """Mean squared error of the velocity at `times` random times, where valid (B, A) is 1."""
+        look = self.look(self.condition(compressed, proprioception, goal)).expand(self.hyper.times, -1, -1)
+        t = torch.rand(*look.shape[:2], 1, device=look.device)  # (times, B, 1)
+        noise = torch.randn(self.hyper.times, *actions.shape, device=look.device)
+        x = (1 - t[..., None]) * noise + t[..., None] * actions
+        error = (self.velocity(look, x, t) - (actions - noise)).square().mean(dim=(0, -1))  # (B, A)
+        loss: Tensor = (error * valid).sum() / valid.sum()
+        return loss
+
+
+CONFIG, NETWORK = FlowConfig, FlowNetwork

@@ -1,0 +1,1 @@
+"""One file an outside stack: it translates, and nothing else."""

@@ -1,0 +1,142 @@
+"""Is one policy better than another? Success on the same seeds, side by side.
+
+    s2robot compare runs/a runs/b                                    one run an arm
+    s2robot compare s2=runs/a0,runs/a1,runs/a2 base=runs/b0,runs/b1,runs/b2     three training seeds an arm
+
+What an arm does on a seed is compared with what the others do on that seed, so that a hard start counts for no one.
+With one run an arm, difference and verdict are `statistics.paired_difference`'s. With several, the runs are a sample
+too: the interval is a bootstrap over runs and episodes (`s2robot.bootstrap`), widened to that of the pooled episodes
+where it is narrower, as a bootstrap of successes alone knows no failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2robot import bootstrap, statistics
+from s2robot.errors import InvalidInput
+from s2robot.rollout import read_results
+
+LOGS = ("episodes-exact.jsonl", "episodes.jsonl")  # what is read of a run: of `eval` at exact fidelity, and of `demo`
+POINTS = 0.10  # the difference that is asked about: how many episodes would resolve it
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ by training seed alone, and their outcomes (K, n) on the common seeds."""
+
+    name: str
+    outcomes: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """An arm's success rate, with its 95 % interval."""
+
+    name: str
+    successes: int
+    episodes: int
+    rate: float
+    low: float
+    high: float
+    by_run: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Versus:
+    """An arm less the first one."""
+
+    name: str
+    difference: float
+    low: float
+    high: float
+    resolved: bool
+    p_value: float | None  # McNemar's, with one run an arm
+    more_episodes: int  # a run, beside those there, that would resolve POINTS four times in five; 0: there are enough
+
+
+def compare(words: Sequence[str], log: str = "") -> dict[str, Any]:
+    """Read the arms' logs and hold them against each other, and all against the first.
+
+    Raises:
+        InvalidInput: fewer than two arms, a run that was never evaluated, no seeds in common, arms of unequal size.
+    """
+    if len(words) < 2:
+        raise InvalidInput(f"{len(words)} arm given; expected two or more: s2robot compare runs/a runs/b")
+    logs = [(name, [_read(Path(run), log) for run in runs]) for name, runs in map(_parse, words)]
+    if len({len(runs) for _, runs in logs}) > 1:
+        sizes = ", ".join(f"{name}: {len(runs)}" for name, runs in logs)
+        raise InvalidInput(f"Arms have different numbers of runs ({sizes}); give each as many training seeds")
+    every = [set(found) for _, runs in logs for found in runs]
+    seeds = sorted(set.intersection(*every))
+    if not seeds:
+        raise InvalidInput("These runs have no evaluation seed in common: evaluate them with the same --seed")
+    arms = [Arm(name, np.array([[found[seed] for seed in seeds] for found in runs], bool)) for name, runs in logs]
+    return {
+        "seeds": [seeds[0], seeds[-1]],
+        "n": len(seeds),
+        "left_out": len(set.union(*every)) - len(seeds),
+        "arms": [asdict(rate(arm)) for arm in arms],
+        "against_first": [asdict(versus(arm, arms[0])) for arm in arms[1:]],
+    }
+
+
+def rate(arm: Arm) -> Rate:
+    """How often it succeeded."""
+    successes, episodes = int(arm.outcomes.sum()), arm.outcomes.size
+    low, high = statistics.wilson(successes, episodes)
+    if len(arm.outcomes) > 1:
+        found = bootstrap.estimate(_counts(arm), _mean)
+        low, high = min(low, max(0.0, found.low)), max(high, min(1.0, found.high))
+    by_run = tuple(float(run.mean()) for run in arm.outcomes)
+    return Rate(arm.name, successes, episodes, successes / episodes, low, high, by_run)
+
+
+def versus(arm: Arm, other: Arm) -> Versus:
+    """Arm less other, run by run and seed by seed."""
+    pooled = statistics.paired_difference(arm.outcomes.ravel(), other.outcomes.ravel())
+    n, low, high, resolved = arm.outcomes.shape[1], pooled.low, pooled.high, pooled.resolved
+    p_value: float | None = pooled.p_value
+    if len(arm.outcomes) > 1:
+        found = bootstrap.paired_difference(_counts(arm), _counts(other), _mean)
+        low, high, p_value = min(low, found.low), max(high, found.high), None
+        resolved = not low <= 0 <= high
+    differing = (pooled.only_a + pooled.only_b + 1) / (pooled.n + 2)  # never surely none
+    wanted = statistics.episodes_to_resolve(POINTS, max(differing, POINTS))
+    more = max(0, -(-wanted // len(arm.outcomes)) - n)
+    return Versus(arm.name, pooled.difference, low, high, resolved, p_value, more)
+
+
+def _parse(word: str) -> tuple[str, list[str]]:
+    """NAME=RUN,RUN or RUN,RUN to the name and the runs."""
+    name, equals, runs = word.partition("=")
+    found = [run for run in (runs if equals else name).split(",") if run]
+    if not found:
+        raise InvalidInput(f"{word!r} names no run; expected RUN, RUN,RUN or NAME=RUN,RUN")
+    return (name if equals else found[0]), found
+
+
+def _read(run: Path, log: str) -> dict[int, bool]:
+    """Success by seed."""
+    names = (log,) if log else LOGS
+    found = {each.seed: each.success for name in names for each in read_results(run / name)}
+    if found:
+        return found
+    there = ", ".join(sorted(path.name for path in run.glob("episodes*.jsonl"))) or "none"
+    raise InvalidInput(f"No {' or '.join(names)} in {run} (logs there: {there}). Evaluate it: s2robot eval {run}")
+
+
+def _counts(arm: Arm) -> NDArray[np.float64]:
+    counts: NDArray[np.float64] = np.stack([arm.outcomes, np.ones_like(arm.outcomes)], axis=-1).astype(np.float64)
+    return counts  # (K, n, 2)
+
+
+def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = sums[..., 0] / sums[..., 1]
+    return found

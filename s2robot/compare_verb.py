@@ -1,0 +1,64 @@
+"""The `compare` verb."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2robot.compare import LOGS, POINTS, compare
+
+
+def do_compare(argv: Sequence[str]) -> int:
+    """The verb."""
+    parser = argparse.ArgumentParser(
+        prog="s2robot compare",
+        description="Policies on the same seeds: success, the difference with its interval, resolved or not.",
+        epilog="example: s2robot compare s2=runs/a0,runs/a1,runs/a2 base=runs/b0,runs/b1,runs/b2",
+        allow_abbrev=False,
+    )
+    parser.add_argument("arms", nargs="+", help="RUN, or NAME=RUN,RUN,... with one run a training seed")
+    parser.add_argument("--log", default="", help=f"the log of each run to read (default: {' and '.join(LOGS)})")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_args(list(argv))
+    result = compare(options.arms, options.log)
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    console = Console()
+    console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
+    console.print(_table(result))
+    left = f"; {result['left_out']} seeds that not all met are left out" if result["left_out"] else ""
+    console.print(
+        f"{result['n']} episodes a run, seeds {result['seeds'][0]} to {result['seeds'][1]}{left}.", highlight=False
+    )
+    for each in result["against_first"]:
+        if not each["resolved"] and each["more_episodes"]:
+            console.print(
+                f"{each['name']}: {each['more_episodes']} more episodes a run would resolve "
+                f"{100 * POINTS:.0f} points four times in five.", highlight=False,
+            )  # fmt: skip
+    return 0
+
+
+def _table(result: dict[str, Any]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for head in ("arm", "successes", "rate and 95 % interval", "by run", "against the first", ""):
+        table.add_column(head)
+    differences = {each["name"]: each for each in result["against_first"]}
+    for arm in result["arms"]:
+        row = [arm["name"], f"{arm['successes']} of {arm['episodes']}"]
+        row.append(f"{100 * arm['rate']:.1f} % ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})")
+        row.append(", ".join(f"{100 * each:.0f}" for each in arm["by_run"]) if len(arm["by_run"]) > 1 else "")
+        if each := differences.get(arm["name"]):
+            row.append(
+                f"{100 * each['difference']:+.1f} points ({100 * each['low']:+.1f} to {100 * each['high']:+.1f})"
+            )
+            p_value = "" if each["p_value"] is None else f", p = {each['p_value']:.3g}"
+            row.append(f"{'resolved' if each['resolved'] else 'not resolved'}{p_value}")
+        table.add_row(*row)
+    return table

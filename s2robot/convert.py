@@ -1,0 +1,74 @@
+"""Datasets from any layout into ours: `s2robot convert DATASET --to s2robot`.
+
+Every finished episode is a file of its own until all are there, as in collecting: a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from s2robot.datasets import DemoDataset, EpisodeParts, merge
+from s2robot.episodes import Episode
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
+from s2robot.parts import text
+from s2robot.sources import control_hz
+from s2robot.stored import Demonstrations
+
+Report = Callable[[int, int], None]
+
+
+def to_s2robot(
+    source: Demonstrations,
+    path: str | Path,
+    *,
+    episodes: Sequence[int] | None = None,
+    report: Report = lambda done, total: None,
+) -> tuple[DemoDataset, dict[str, str]]:
+    """Write episodes into our HDF5. A source that says no seeds gets its episodes' numbers for them.
+
+    Returns:
+        The dataset, and what could not be read and is left out: {episode: why}.
+    """
+    path = Path(path)
+    if path.exists():
+        raise InvalidInput(f"{path} is there already. Convert into another file, or remove it: rm {path}")
+    chosen = list(range(len(source)) if episodes is None else episodes)
+    said = {k: source.attribute(k, "seed") for k in chosen}
+    has_seeds = None not in said.values() and len({int(seed) for seed in said.values()}) == len(chosen)
+    seeds = {k: int(said[k]) if has_seeds else k for k in chosen}
+    settings = {"source": str(source.path.absolute()), "steps": source.total, "cameras": source.cameras}
+    parts = EpisodeParts(path.with_name(path.name + ".parts"), settings | {"env_args": source.env_args})
+    with parts.none_left_empty():
+        damaged = _write_all(source, seeds, parts, report)
+        kept = [seeds[k] for k in chosen if source.name(k) not in damaged]
+        if not kept:
+            raise S2RobotError(f"Not one episode of {source.path} can be converted: {next(iter(damaged.values()), '')}")
+    env_args = dict(source.env_args)
+    if not has_seeds:
+        env_args |= {"control_hz": control_hz(env_args), "seeds": "numbers of the source's episodes: it says no seeds"}
+    return merge(parts, path, env_args, source.cameras, kept), damaged
+
+
+def _write_all(source: Demonstrations, seeds: dict[int, int], parts: EpisodeParts, report: Report) -> dict[str, str]:
+    """Write what is missing; what could not be read, and why."""
+    present, damaged = set(parts.seeds_done()), {}
+    for done, (k, seed) in enumerate(seeds.items()):
+        report(done, len(seeds))
+        if seed not in present:
+            try:
+                parts.write(_load(source, k, seed))
+            except (CorruptFile, InvalidInput) as error:
+                damaged[source.name(k)] = str(error)
+    report(len(seeds), len(seeds))
+    return damaged
+
+
+def _load(source: Demonstrations, k: int, seed: int) -> Episode:
+    """Episode `k` under this seed, held against the digest that was taken when we wrote it, if we did."""
+    episode = source.episode(k).load()
+    digest = text(source.attribute(k, "s2robot_digest") or "")
+    if digest and digest != episode.digest():
+        raise CorruptFile(source.path, f"{source.name(k)} is not what was written", "Restore it from a copy")
+    return replace(episode, seed=seed)

@@ -1,0 +1,169 @@
+"""Datasets drawn again from their simulator states, at any size, from any camera: `s2robot render`.
+
+robomimic and MimicGen publish states without images; our own files may be wanted larger, or from another camera.
+Every finished episode is a file of its own until all are there, as in collecting: a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from s2robot import registry, workers
+from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
+from s2robot.errors import InvalidInput, OutOfSpace, S2RobotError, UnknownName
+from s2robot.machine import versions
+from s2robot.sources import StateDataset, control_hz, version_differences
+
+Progress = Callable[[int, int, str], None]
+MODELS = ("file", "suite")
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """How to draw."""
+
+    frame_size: int = 256  # pixels
+    cameras: tuple[str, ...] = ()  # default: the dataset's own, or agentview and robot0_eye_in_hand
+    quality: str = "fast"  # or "robosuite", see s2robot.envs.renderer
+    model: str = "file"  # "file": each episode's own XML, where there is one; "suite": robosuite's task as it is here
+    workers: int = 0  # processes; 0 takes every core
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise UnknownName("model", self.model, MODELS)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A dataset with frames, and what there is to say of it."""
+
+    dataset: DemoDataset
+    failed: dict[str, str]  # episode: why it was left out
+    notes: list[str]
+
+
+def render(
+    source: str | Path, path: str | Path, config: RenderConfig, progress: Progress = lambda done, total, note: None
+) -> Rendered:
+    """Draw every episode of `source` into `path`, or go on where a killed run stopped.
+
+    A file of ours gets the same bits it was recorded with, where size, cameras, quality and versions are the same.
+
+    Raises:
+        S2RobotError: not one episode could be drawn.
+    """
+    source, path = Path(source), Path(path)
+    dataset = StateDataset(source)
+    if path.exists():
+        raise InvalidInput(f"{path} is there already. Draw into another file, or remove it: rm {path}")
+    ours = "task" in dataset.env_args and dataset.attribute(0, "seed") is not None
+    keys = [int(dataset.attribute(k, "seed")) if ours else k for k in range(len(dataset))]
+    if len(set(keys)) != len(keys):
+        raise InvalidInput(f"{source} has two episodes of one seed; seeds must differ")
+    config = _with_cameras(config, dataset)
+    dataset.close()
+    settings = {name: value for name, value in vars(config).items() if name != "workers"}
+    parts = EpisodeParts(path.with_name(path.name + ".parts"), settings | {"source": dataset.fingerprint})
+    with parts.none_left_empty():
+        failed, elsewhere = _draw_all(dataset, keys, parts, config, progress)
+        done = [key for key in keys if key in set(parts.seeds_done())]
+        if not done:
+            reasons = " / ".join(list(dict.fromkeys(failed.values()))[:2])
+            raise S2RobotError(f"None of the {len(keys)} episodes of {source} could be drawn: {reasons}")
+    notes = _notes(dataset, ours=ours, elsewhere=elsewhere)
+    env_args = _env_args(dataset, config, ours=ours)
+    return Rendered(merge(parts, path, env_args, config.cameras, done), failed, notes)
+
+
+def _draw_all(
+    dataset: StateDataset, keys: list[int], parts: EpisodeParts, config: RenderConfig, progress: Progress
+) -> tuple[dict[str, str], int]:
+    """Draw what is missing. What failed and why, and how many episodes start elsewhere than their seed does here."""
+    present = set(parts.seeds_done())
+    todo = [k for k, key in enumerate(keys) if key not in present]
+    failed: dict[str, str] = {}
+    elsewhere, total = 0, len(keys)
+    answer = partial(_draw, dataset, keys, parts.folder)
+    results = workers.work(partial(_Tool, dataset.env_args, config), answer, todo, config.workers)
+    try:
+        for done, (k, (problem, alike)) in enumerate(results, start=total - len(todo) + 1):
+            if problem:
+                failed[dataset.name(k)] = problem
+            elsewhere += not alike
+            progress(done, total, f"{len(failed)} failed" if failed else "")
+    finally:
+        results.close()
+    return failed, elsewhere
+
+
+class _Tool:
+    """Makes its replay when the first episode asks, so that what is wrong with it is told as any other error."""
+
+    def __init__(self, env_args: Mapping[str, Any], config: RenderConfig) -> None:
+        self._make = partial(registry.replay, env_args, config)
+        self._replay: Any = None
+
+    @property
+    def replay(self) -> Any:
+        if self._replay is None:
+            self._replay = self._make()
+        return self._replay
+
+
+def _draw(dataset: StateDataset, keys: list[int], folder: Path, tool: _Tool, k: int) -> tuple[str, bool]:
+    """Draw episode `k` and put it on disk; why not, or "", and whether it starts as its seed does."""
+    try:
+        stored, model_file = dataset.episode(k), dataset.model_file(k)
+        if stored.states is None:
+            return "it has no simulator states to draw from", True
+        drawn = tool.replay.draw(stored.states, keys[k], model_file)
+        episode = Episode(
+            seed=keys[k],
+            success=bool(stored.success),
+            frames=drawn.frames,
+            proprioception=stored.proprioception if dataset.has_proprioception(k) else drawn.proprioception,
+            actions=stored.actions,
+            executed_actions=stored.executed_actions,
+            rewards=stored.rewards,
+            states=stored.states,
+            goal=stored.goal,
+        )
+        EpisodeParts(folder).write(episode, {"model_file": model_file} if model_file else None)
+    except (OutOfSpace, UnknownName):  # as it would be for every other episode
+        raise
+    except S2RobotError as error:
+        return str(error), True
+    return "", drawn.starts_alike
+
+
+def _with_cameras(config: RenderConfig, dataset: StateDataset) -> RenderConfig:
+    fallback = ("agentview", "robot0_eye_in_hand")
+    return replace(config, cameras=tuple(config.cameras or dataset.cameras or fallback))
+
+
+def _env_args(dataset: StateDataset, config: RenderConfig, *, ours: bool) -> dict[str, Any]:
+    """Those of the source; and how it was drawn, unless that is how a recording draws."""
+    if ours and config.quality == "fast" and not version_differences(dataset.env_args):
+        return dict(dataset.env_args)
+    how = {"source": dataset.path.name, "quality": config.quality, "model": config.model, "versions": versions()}
+    if not ours:
+        how["seeds"] = "numbers of the source's episodes: it does not say its seeds"
+    return {**dataset.env_args, "control_hz": control_hz(dataset.env_args), "rendered": how}
+
+
+def _notes(dataset: StateDataset, *, ours: bool, elsewhere: int) -> list[str]:
+    notes = version_differences(dataset.env_args)
+    if elsewhere:
+        notes.append(
+            f"{elsewhere} of {len(dataset)} episodes start elsewhere than their seeds do here: what no state holds"
+            " (where a task put fixed things) may be drawn wrong"
+        )
+    if not ours and not dataset.model_file(0):
+        notes.append(
+            "no model_file in it: drawn in this robosuite's own model, with object sizes and fixed things of its own"
+        )
+    return notes
