@@ -21,11 +21,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from s2robot.envs.renderer import FrameRenderer
-from s2robot.envs.task import Privileged, TaskSpec, finger_state, to_controller
+from s2robot.envs.robots import check_robot
+from s2robot.envs.task import Privileged, TaskSpec, proprioception, to_controller
 from s2robot.errors import InvalidInput, UnknownName, UsageError, require
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
-REACH = 10.0  # bound of every proprioception field [m or m/s]; a finite one, as learning libraries ask for
+REACH = 10.0  # bound of every proprioception field [m, rad, m/s, rad/s]; a finite one, as learning libraries ask for
 FIDELITIES = {"exact": (0.002, 1), "fast": (0.005, 2)}  # physics step [s], controller every k-th of them
 
 
@@ -81,8 +82,8 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         env = self._env
         env.rng = self.np_random
-        for sampler in _samplers(env.placement_initializer):
-            sampler.rng = self.np_random
+        for drawer in _drawers(env):
+            drawer.rng = self.np_random
         for robot in env.robots:  # robosuite keeps the fingers' command across resets: an episode must not see the last
             for gripper in robot.gripper.values():
                 gripper.current_action = np.zeros(gripper.dof)
@@ -118,7 +119,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         if self._over:
             raise UsageError("This episode is over: call reset() before step()")
         action = self._checked(action)
-        command = to_controller(action, self.task.action_names)
+        command = to_controller(action, self.task.action_names, self._env.action_dim)
         timestep, every = FIDELITIES[self.fidelity]
         env, sim = self._env, self._env.sim
         for substep in range(round(1 / (self.task.control_hz * timestep))):
@@ -143,10 +144,8 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         return frames
 
     def proprioception(self) -> NDArray[np.float32]:
-        """Gripper position [m, world frame], finger joints [m] and their speeds [m/s], (7,)."""
-        gripper = self._env.sim.data.site_xpos[self._env.robots[0].eef_site_id["right"]]
-        state: NDArray[np.float32] = np.concatenate([gripper, finger_state(self._env)]).astype(np.float32)
-        return state
+        """The fields that `task.proprioception_names` names, in metres, radians and seconds, world frame, (Q,)."""
+        return proprioception(self._env, self.task)
 
     def privileged(self) -> Privileged:
         """Simulator state for experts and probes; no policy may see it."""
@@ -186,6 +185,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
 
 
 def _make_robosuite(task: TaskSpec) -> Any:
+    check_robot(task.robot)
     rng = np.random.default_rng(0)  # model constants (the cube's size) are the same in every process
     with _quiet():
         suite = require("robosuite", extra="sim", purpose=f"The task {task.name}")
@@ -204,8 +204,15 @@ def _make_robosuite(task: TaskSpec) -> Any:
         )
 
 
+def _drawers(env: Any) -> Iterator[Any]:
+    """What of robosuite's keeps a random generator of its own: placement samplers, those they are made of, the arena."""
+    if hasattr(env, "placement_initializer"):
+        yield from _samplers(env.placement_initializer)
+    if hasattr(env.model.mujoco_arena, "rng"):
+        yield env.model.mujoco_arena
+
+
 def _samplers(sampler: Any) -> Iterator[Any]:
-    """A placement sampler of robosuite's and those it is made of: each keeps a generator of its own."""
     yield sampler
     for inner in getattr(sampler, "samplers", {}).values():
         yield from _samplers(inner)

@@ -128,6 +128,7 @@ def make_env_for(description: dict[str, Any], fidelity: str) -> RobosuiteEnv:
     """The environment a policy was trained for, from its `policy.json`."""
     return registry.make_env(
         description["task"],
+        robot=description.get("robot"),  # policies written before robots could be chosen name none
         fidelity=fidelity,
         cameras=tuple(description["cameras"]),
         frame_size=description["frame_size"],
