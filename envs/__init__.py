@@ -1,34 +1,43 @@
 """Tasks by name: `make_env("Lift")`, `make_vec_env("Lift", n=4)`; or, after `import s2robot.envs`, Gymnasium's
 `gymnasium.make("s2robot/Lift-v0")` and `gymnasium.make_vec("s2robot/Lift-v0", num_envs=4)`.
 
+Of robosuite's other tasks, those with one arm go by robosuite's own names: `make_env("Wipe")` (`envs.any_robosuite`).
 To add a task, write its spec sheet in a file of its own and name it in `TASKS`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 
-from s2robot.envs import lift, pick_color, pick_place_can, reach, stack
+from s2robot.envs import door, lift, pick_color, pick_place_can, reach, stack
+from s2robot.envs.any_robosuite import robosuite_task
 from s2robot.envs.bridge import RobosuiteEnv
+from s2robot.envs.robots import check_robot
 from s2robot.envs.task import TaskSpec
 from s2robot.envs.vector import VectorEnv
-from s2robot.errors import UnknownName
 
-SPECS = (lift.TASK, pick_color.TASK, pick_color.SMALL, stack.TASK, pick_place_can.TASK, reach.TASK)
+SPECS = (lift.TASK, pick_color.TASK, pick_color.SMALL, stack.TASK, pick_place_can.TASK, reach.TASK, door.TASK)
 TASKS: dict[str, TaskSpec] = {task.name: task for task in SPECS}
 
 
-def get_task(name: str) -> TaskSpec:
-    """The spec sheet of a task.
+def get_task(name: str, robot: str | None = None) -> TaskSpec:
+    """The spec sheet of a task, or what robosuite itself says of one of its own.
+
+    Args:
+        robot: one of `envs.robots.ROBOTS`; default: the task's own, a Panda.
 
     Raises:
-        UnknownName: with the nearest name there is.
+        UnknownName: with the nearest task or robot there is.
+        InvalidInput: a task that takes two arms.
     """
+    if robot is not None:
+        check_robot(robot)
     if name not in TASKS:
-        raise UnknownName("task", name, TASKS, "s2robot list tasks")
-    return TASKS[name]
+        return robosuite_task(name, tuple(TASKS), robot or "Panda")
+    return replace(TASKS[name], robot=robot) if robot else TASKS[name]
 
 
 def make_vec_env(name: str, n: int, **options: Any) -> VectorEnv:
@@ -36,9 +45,9 @@ def make_vec_env(name: str, n: int, **options: Any) -> VectorEnv:
     return VectorEnv(name, n, **options)
 
 
-def make_env(name: str, **options: Any) -> RobosuiteEnv:
-    """Make a task's environment; options are those of `RobosuiteEnv`."""
-    return RobosuiteEnv(get_task(name), **options)
+def make_env(name: str, *, robot: str | None = None, **options: Any) -> RobosuiteEnv:
+    """Make a task's environment, with another robot than its own if one is named; options: see `RobosuiteEnv`."""
+    return RobosuiteEnv(get_task(name, robot), **options)
 
 
 def _vector_entry_point(num_envs: int, **options: Any) -> VectorEnv:

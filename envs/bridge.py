@@ -25,11 +25,11 @@ from s2robot.envs.physics import place_bodies, put_state
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.envs.shifts import Shift, ShiftedLooks
 from s2robot.envs.suite import make_robosuite, quiet, reseed
-from s2robot.envs.task import Privileged, TaskSpec, checked_actions, finger_state, to_controller
+from s2robot.envs.task import Privileged, TaskSpec, checked_actions, proprioception, to_controller
 from s2robot.errors import UnknownName, UsageError
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
-REACH = 10.0  # bound of every proprioception field [m or m/s]; a finite one, as learning libraries ask for
+REACH = 10.0  # bound of every proprioception field [m, rad, m/s, rad/s]; a finite one, as learning libraries ask for
 FIDELITIES = {"exact": (0.002, 1), "fast": (0.005, 2)}  # physics step [s], controller every k-th of them
 
 
@@ -135,7 +135,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         if self._over:
             raise UsageError("This episode is over: call reset() before step()")
         action = checked_actions(action, self.task)
-        command = to_controller(action, self.task.action_names)
+        command = to_controller(action, self.task.action_names, self._env.action_dim)
         timestep, every = FIDELITIES[self.fidelity]
         env, sim = self._env, self._env.sim
         go_on = self._arm.command if self._arm else partial(env._pre_action, command)
@@ -164,10 +164,8 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         return frames
 
     def proprioception(self) -> NDArray[np.float32]:
-        """Gripper position [m, world frame], finger joints [m] and their speeds [m/s], (7,)."""
-        gripper = self._env.sim.data.site_xpos[self._env.robots[0].eef_site_id["right"]]
-        state: NDArray[np.float32] = np.concatenate([gripper, finger_state(self._env)]).astype(np.float32)
-        return state
+        """The fields that `task.proprioception_names` names, in metres, radians and seconds, world frame, (Q,)."""
+        return proprioception(self._env, self.task)
 
     def privileged(self) -> Privileged:
         """Simulator state for experts and probes; no policy may see it."""

@@ -44,6 +44,5 @@ class CarryExpert(LiftExpert):
         return self._move(np.array([*sideways, error[2] + height]), close=True)
 
     def _holds(self, state: Privileged) -> bool:
-        opening, speed = state["fingers"]
         near = np.linalg.norm(state["cube"] - state["gripper"]) < self.NEAR
-        return bool(self._closing and near and opening < self.CLOSED[0] and abs(speed) < self.CLOSED[1])
+        return bool(self._closing and near and self._closed(state))

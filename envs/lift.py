@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.envs.task import Privileged, TaskSpec, hand
+from s2robot.envs.robots import hand
+from s2robot.envs.task import Privileged, TaskSpec
 
 TABLE_TOP = 0.8  # [m]
 PLACEMENT = 0.12  # half-width of the square in which the cube's centre is placed [m]
@@ -37,6 +38,7 @@ class LiftExpert:
     REACH = (0.020, 0.018)  # closes within this much sideways and in height [m]: as wide as the grasp forgives
     HOLD = (0.035, 0.030)  # and opens again beyond this
     CLOSED = (0.070, 0.02)  # fingers less apart than this [m] and slower than this [m/s] hold whatever they hold
+    LEFT = 0.01  # ... and this much less apart than when open: not every hand opens as wide [m]
 
     def __init__(self) -> None:
         self.reset()
@@ -53,9 +55,12 @@ class LiftExpert:
             height = self.CLEARANCE * np.clip((aside - self.THROAT) / (self.MOUTH - self.THROAT), 0, 1)
             return self._move(error + np.array([0, 0, height - self.DEPTH]), close=False)
         self._closing = True
+        return self._move(np.array([0.0, 0.0, 0.1]) if self._closed(state) else error, close=True)
+
+    def _closed(self, state: Privileged) -> bool:
+        """Whether the fingers have left where they are open, and come to rest."""
         opening, speed = state["fingers"]
-        closed = opening < self.CLOSED[0] and abs(speed) < self.CLOSED[1]
-        return self._move(np.array([0.0, 0.0, 0.1]) if closed else error, close=True)
+        return bool(opening < min(self.CLOSED[0], state["open"][0] - self.LEFT) and abs(speed) < self.CLOSED[1])
 
     def _move(self, error: NDArray[np.float64], *, close: bool) -> NDArray[np.float32]:
         xyz = np.clip(self.GAIN * error, -1, 1)
@@ -91,15 +96,6 @@ TASK = TaskSpec(
     horizon=100,
     control_hz=20,
     action_names=("dx", "dy", "dz", "gripper"),
-    proprioception_names=(
-        "gripper_x",
-        "gripper_y",
-        "gripper_z",
-        "left_finger",
-        "right_finger",
-        "left_finger_speed",
-        "right_finger_speed",
-    ),
     success="cube centre 4 cm above the table",
     expert=LiftExpert,
     robosuite_kwargs=_robosuite_kwargs,

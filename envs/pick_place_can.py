@@ -16,7 +16,8 @@ import numpy as np
 
 from s2robot.envs import lift
 from s2robot.envs.carry import CarryExpert
-from s2robot.envs.task import Privileged, hand
+from s2robot.envs.robots import hand
+from s2robot.envs.task import Privileged
 
 
 class CanExpert(CarryExpert):

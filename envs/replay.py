@@ -60,17 +60,22 @@ class Replay(Protocol):
 def make_replay(env_args: Mapping[str, Any], settings: RenderConfig) -> Replay:
     """What draws the states of a dataset with these `env_args`."""
     if env_args.get("task") in TASKS and env_args.get("fidelity") in FIDELITIES:
-        return TaskReplay(str(env_args["task"]), str(env_args["fidelity"]), settings)
+        return TaskReplay(env_args, settings)
     return ModelReplay(env_args, settings)
 
 
 class TaskReplay:
     """States of one of our tasks, drawn as the recording drew them."""
 
-    def __init__(self, task: str, fidelity: str, settings: RenderConfig) -> None:
-        cameras = settings.cameras or None
-        look = {"frame_size": settings.frame_size, "quality": settings.quality}
-        self._env: RobosuiteEnv = make_env(task, fidelity=fidelity, cameras=cameras, **look)
+    def __init__(self, env_args: Mapping[str, Any], settings: RenderConfig) -> None:
+        self._env: RobosuiteEnv = make_env(
+            env_args["task"],
+            robot=env_args.get("robot"),
+            fidelity=env_args["fidelity"],
+            cameras=settings.cameras or None,
+            frame_size=settings.frame_size,
+            quality=settings.quality,
+        )
         self.cameras = self._env.cameras
 
     def draw(self, states: NDArray[np.float64], seed: int, model_file: str) -> Replayed:

@@ -56,7 +56,7 @@ class SceneSampler:
             distractors = _random_shapes(rng)
         else:
             distractors = []
-        env, expert = self.env, self.env.task.expert()
+        env, expert = self.env, self.env.task.demonstrator()
         env.reset(seed=int(rng.integers(2**31)))
         noise = rng.choice([0.2, 0.6, 1.2])  # from nearly the expert's path to wandering about the workspace
         frames = []

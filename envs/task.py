@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.errors import InvalidInput
+from s2robot.envs.robots import finger_names, finger_state, orientation
+from s2robot.errors import InvalidInput, UsageError
 
 Privileged = Mapping[str, NDArray[np.float64]]
 """Simulator state that no camera and no policy sees: poses in metres, world frame."""
@@ -25,12 +26,20 @@ class Expert(Protocol):
         ...
 
 
+POSITION = ("gripper_x", "gripper_y", "gripper_z")
+ORIENTATION = ("gripper_xx", "gripper_xy", "gripper_xz", "gripper_yx", "gripper_yy", "gripper_yz")
+"""The gripper's own x and y axes in the world frame: smooth everywhere, as no three angles are, and of one sign."""
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """One task on one page. Lengths in metres, rates in hertz, actions in [-1, 1].
 
-    action_names: which inputs of robosuite's OSC_POSE controller (plus gripper) the policy drives;
-        the others are held at zero. One unit of dx/dy/dz asks for 5 cm of motion in one control step.
+    robot: see `envs.robots`; replace it to do the task with another arm.
+    action_names: which inputs of robosuite's OSC_POSE controller (plus gripper) the policy drives; the others are held
+        at zero. One unit of dx/dy/dz asks for 5 cm of motion in one control step, of droll/dpitch/dyaw for 0.5 rad.
+    orientation: whether proprioception tells how the gripper is turned, as it must where the policy turns it.
+    gripper: robosuite's name of it, where the task brings its own.
     goal_names: fields of the goal, where a task has more than one; `goal` tells this episode's.
     colours_name_objects: which object is which, only its colour tells.
     environment: robosuite's class of the task, where it is not one of robosuite's own; called once robosuite is there.
@@ -44,9 +53,10 @@ class TaskSpec:
     horizon: int
     control_hz: int
     action_names: tuple[str, ...]
-    proprioception_names: tuple[str, ...]
     success: str
-    expert: Callable[[], Expert]
+    expert: Callable[[], Expert] | None = None
+    orientation: bool = False
+    gripper: str = "default"
     robosuite_kwargs: Callable[[np.random.Generator], dict[str, Any]] = field(default=lambda rng: {})
     privileged: Callable[[Any], Privileged] = field(default=lambda env: {})
     goal_names: tuple[str, ...] = ()
@@ -54,30 +64,43 @@ class TaskSpec:
     environment: Callable[[], Any] | None = None
     colours_name_objects: bool = False
 
+    @property
+    def proprioception_names(self) -> tuple[str, ...]:
+        """Fields of the proprioception: position, orientation where it matters, finger joints, their speeds."""
+        fingers = finger_names(self.robot, self.gripper)
+        turned = ORIENTATION if self.orientation else ()
+        return (*POSITION, *turned, *fingers, *(f"{finger}_speed" for finger in fingers))
 
-def finger_state(env: Any) -> NDArray[np.float64]:
-    """Positions [m] and speeds [m/s] of the two finger joints of robosuite's robot 0, (4,)."""
-    robot = env.robots[0]
-    data, hand = env.sim.data, "right"
-    fingers: NDArray[np.float64] = np.concatenate(
-        [data.qpos[robot._ref_gripper_joint_pos_indexes[hand]], data.qvel[robot._ref_gripper_joint_vel_indexes[hand]]]
-    )
-    return fingers
+    def demonstrator(self) -> Expert:
+        """A fresh expert.
+
+        Raises:
+            UsageError: nobody wrote one for this task.
+        """
+        if self.expert is None:
+            raise UsageError(
+                f"{self.name} has no scripted expert, so there is nobody to demonstrate it. Tasks that have one:"
+                " s2robot list tasks"
+            )
+        return self.expert()
 
 
-def hand(env: Any) -> dict[str, NDArray[np.float64]]:
-    """Of robosuite's robot 0: where the gripper is [m], how far apart the fingers are [m], how fast they part [m/s]."""
+def proprioception(env: Any, task: TaskSpec) -> NDArray[np.float32]:
+    """The fields that `task.proprioception_names` names, (Q,)."""
     gripper = env.sim.data.site_xpos[env.robots[0].eef_site_id["right"]]
-    left, right, left_speed, right_speed = finger_state(env)
-    return {"gripper": gripper.copy(), "fingers": np.array([left - right, left_speed - right_speed])}
+    turned = [orientation(env)[:, :2].T.ravel()] if task.orientation else []
+    state: NDArray[np.float32] = np.concatenate([gripper, *turned, finger_state(env)]).astype(np.float32)
+    return state
 
 
 OSC_POSE_INPUTS = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 
 
-def to_controller(action: NDArray[np.float32], names: tuple[str, ...]) -> NDArray[np.float64]:
-    """Spread a task's action (M,) over the inputs of OSC_POSE plus gripper, (7,)."""
-    full = np.zeros(len(OSC_POSE_INPUTS))
+def to_controller(
+    action: NDArray[np.float32], names: tuple[str, ...], inputs: int = len(OSC_POSE_INPUTS)
+) -> NDArray[np.float64]:
+    """Spread a task's action (M,) over OSC_POSE's inputs and the gripper, (7,); (6,) for a hand that cannot close."""
+    full = np.zeros(inputs)
     for value, name in zip(action, names, strict=True):
         full[OSC_POSE_INPUTS.index(name)] = value
     return full

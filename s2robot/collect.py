@@ -36,6 +36,7 @@ class CollectConfig:
     demos: int = 200  # successful ones
     noise: float = 0.3  # standard deviation added to the executed motion, in action units
     shoves: float = 0.04  # probability at each step that a shove begins
+    robot: str | None = None  # default: the task's own, a Panda
     fidelity: str = "fast"
     frame_size: int = 256  # pixels: the largest scale the encoder will look at
     seed: int = 0
@@ -49,14 +50,18 @@ def collect(config: CollectConfig, path: Path, progress: Progress = lambda done,
     workers or interruptions.
 
     Raises:
+        UsageError: the task has no expert.
         S2RobotError: the expert fails too often for this task to be what it should be.
     """
     if config.demos < 1:
         raise InvalidInput(f"--demos is {config.demos}; ask for at least 1")
     if path.exists():
         return DemoDataset(path)
+    task = registry.get_task(config.task, config.robot)
+    task.demonstrator()  # a task without one is said here, not by a worker
     first = (1 + config.seed) * SEEDS_PER_RUN
     settings = {name: value for name, value in vars(config).items() if name not in ("workers", "demos")}
+    settings = {name: value for name, value in settings.items() if value is not None}  # as collections begun before had
     parts = EpisodeParts(path.with_name(path.name + ".parts"), settings)
     outcome = parts.successes()
     todo = (seed for seed in count(first) if seed not in outcome)
@@ -73,7 +78,6 @@ def collect(config: CollectConfig, path: Path, progress: Progress = lambda done,
                 )
     finally:
         results.close()
-    task = _task(config.task)
     env_args = {
         "env_name": task.robosuite_name,
         "task": config.task,
@@ -89,7 +93,7 @@ def demonstrate(env: RobosuiteEnv, seed: int, noise: float, shoves: float = 0.0)
     """One episode of the task's expert, disturbed; a function of the arguments alone."""
     fingers = env.task.action_names.index("gripper") if "gripper" in env.task.action_names else None
     disturb = Disturbance(np.random.default_rng((seed, 1)), noise, shoves, fingers)
-    expert = env.task.expert()
+    expert = env.task.demonstrator()
     observation, _ = env.reset(seed=seed)
     names = ("frames", "proprioception", "actions", "executed", "states", *(["goal"] if "goal" in observation else []))
     rows: dict[str, list[Any]] = {name: [] for name in (*names, "rewards")}
@@ -155,17 +159,13 @@ def _first_successes(outcome: dict[int, bool], first: int, wanted: int) -> list[
 
 
 def _make(config: CollectConfig) -> RobosuiteEnv:
-    return registry.make_env(config.task, fidelity=config.fidelity, frame_size=config.frame_size)
+    return registry.make_env(config.task, robot=config.robot, fidelity=config.fidelity, frame_size=config.frame_size)
 
 
 def _demonstrate(config: CollectConfig, folder: Path, env: RobosuiteEnv, seed: int) -> bool:
     episode = demonstrate(env, seed, config.noise, config.shoves)
     EpisodeParts(folder).write(episode)
     return bool(episode.success)
-
-
-def _task(name: str) -> Any:
-    return registry.get_task(name)
 
 
 def _versions() -> dict[str, str]:

@@ -109,6 +109,6 @@ def load_policy(folder: str | Path, **options: Any) -> Policy:
     return importlib.import_module("s2robot.training").load_policy(folder, **options)  # type: ignore[no-any-return]
 
 
-def get_task(name: str) -> TaskSpec:
+def get_task(name: str, robot: str | None = None) -> TaskSpec:
     """The spec sheet of a task; see `s2robot.envs.get_task`."""
-    return importlib.import_module("s2robot.envs").get_task(name)  # type: ignore[no-any-return]
+    return importlib.import_module("s2robot.envs").get_task(name, robot)  # type: ignore[no-any-return]

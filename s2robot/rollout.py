@@ -129,6 +129,7 @@ def make_env_for(description: dict[str, Any], fidelity: str, shift: str = "") ->
     """The environment a policy was trained for, from its `policy.json`."""
     return registry.make_env(
         description["task"],
+        robot=description.get("robot"),  # policies written before robots could be chosen name none
         fidelity=fidelity,
         shift=shift,
         cameras=tuple(description["cameras"]),

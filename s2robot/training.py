@@ -293,6 +293,7 @@ def _write_policy(
         "encoder": dataclasses.asdict(encoder),
         "encoder_fingerprint": store.encoder_fingerprint,
         "task": dataset.env_args.get("task"),
+        "robot": dataset.env_args.get("robot"),
         "cameras": list(dataset.cameras),
         "frame_size": dataset.frame_shape[1],
         "parameters": sum(p.numel() for p in network.parameters()),

@@ -77,7 +77,7 @@ def do_collect(argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, help="the HDF5 file to write (robomimic's layout)")
     options, rest = parser.parse_known_args(list(argv))
     config = configuration.load(CollectConfig, None, ["--task", options.task, *rest])
-    registry.get_task(config.task)
+    registry.get_task(config.task, config.robot)
     console = Console()
     with progress.bar("collect", console) as report:
         dataset = run(config, Path(options.out), report)

@@ -118,7 +118,7 @@ def test_other_controllers_are_left_to_robosuite() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_every_expert_does_its_task(name: str, fidelity: str) -> None:
     env = make_env(name, fidelity=fidelity, render_frames=False)
-    expert, wins = env.task.expert(), 0
+    expert, wins = env.task.demonstrator(), 0
     for seed in range(6):
         env.reset(seed=seed)
         expert.reset()

@@ -41,7 +41,7 @@ def recorded(path: Path, task: str, fidelity: str, seeds: range, steps: int = 6)
 
 
 def _record(env: RobosuiteEnv, seed: int, steps: int) -> Episode:
-    expert, rows = env.task.expert(), []
+    expert, rows = env.task.demonstrator(), []
     observation, _ = env.reset(seed=seed)
     for _ in range(steps):
         action = expert.act(env.privileged())

@@ -37,7 +37,7 @@ class ExpertPolicy:
     execute = 3
 
     def __init__(self, env: RobosuiteEnv) -> None:
-        self.env, self.expert, self.seconds = env, env.task.expert(), {"encode": 0.0, "act": 0.001}
+        self.env, self.expert, self.seconds = env, env.task.demonstrator(), {"encode": 0.0, "act": 0.001}
 
     def act(self, observation: Observation) -> np.ndarray:
         return np.stack([self.expert.act(self.env.privileged())] * 5)
