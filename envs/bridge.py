@@ -86,7 +86,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         }
         if task.goal_names:
             observed[GOAL] = spaces.Box(0.0, 1.0, (len(task.goal_names),), np.float32)
-        observed |= self._extras.spaces(frame_size, self.privileged())
+        observed |= self._extras.spaces(frame_size, self.privileged)
         self.observation_space = spaces.Dict(observed)
         self.action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
         self._steps, self._over = 0, True
@@ -152,7 +152,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         """The observation of the present state."""
         observation: dict[str, NDArray[Any]] = {FRAMES: self.frames(), PROPRIOCEPTION: self.proprioception()}
         observation |= {GOAL: self.task.goal(self._env)} if self.task.goal_names else {}
-        return observation | self._extras.observe(self._dress, self.privileged())
+        return observation | self._extras.observe(self._dress, self.privileged)
 
     def frames(self) -> NDArray[np.uint8]:
         """Every camera, (V, H, W, 3) RGB, top row first."""

@@ -43,17 +43,17 @@ class Extras:
         self.segment_names = tuple(names)
         self._segment_of_geom = np.array([names.index(owner) for owner in owners] + [0], np.uint8)
 
-    def spaces(self, frame_size: int, state: Privileged) -> dict[str, spaces.Space[Any]]:
+    def spaces(self, frame_size: int, state: Callable[[], Privileged]) -> dict[str, spaces.Space[Any]]:
         """Gymnasium's spaces of what `observe` gives."""
         pictures = (self._views, frame_size, frame_size)
-        known: dict[str, spaces.Space[Any]] = {
-            DEPTH: spaces.Box(0.0, FAR, pictures, np.float32),
-            SEGMENTATION: spaces.Box(0, 255, pictures, np.uint8),
-            PRIVILEGED: spaces.Box(-FAR, FAR, (len(field_names(state)),), np.float32),
+        known: dict[str, Callable[[], spaces.Space[Any]]] = {
+            DEPTH: lambda: spaces.Box(0.0, FAR, pictures, np.float32),
+            SEGMENTATION: lambda: spaces.Box(0, 255, pictures, np.uint8),
+            PRIVILEGED: lambda: spaces.Box(-FAR, FAR, (len(field_names(state())),), np.float32),
         }
-        return {name: space for name, space in known.items() if name in self.wanted}
+        return {name: known[name]() for name in EXTRAS if name in self.wanted}
 
-    def observe(self, dress: Callable[[Any], None] | None, state: Privileged) -> dict[str, Array]:
+    def observe(self, dress: Callable[[Any], None] | None, state: Callable[[], Privileged]) -> dict[str, Array]:
         """The extras of the present state."""
         found: dict[str, Array] = {}
         if DEPTH in self.wanted and self._renderer is not None:
@@ -61,7 +61,7 @@ class Extras:
         if SEGMENTATION in self.wanted and self._renderer is not None:
             found[SEGMENTATION] = self._segments(self._renderer.render_segments(dress))
         if PRIVILEGED in self.wanted:
-            found[PRIVILEGED] = np.concatenate([np.ravel(value) for value in state.values()]).astype(np.float32)
+            found[PRIVILEGED] = np.concatenate([np.ravel(value) for value in state().values()]).astype(np.float32)
         return found
 
     def _segments(self, seen: NDArray[np.int32]) -> NDArray[np.uint8]:

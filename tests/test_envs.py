@@ -17,6 +17,7 @@ from s2robot.envs import TASKS, get_task, make_env, osc, pick_color
 from s2robot.envs.bridge import FIDELITIES, RobosuiteEnv
 from s2robot.envs.lift import PLACEMENT
 from s2robot.envs.plain import PlainRobosuite
+from s2robot.envs.vector import VectorEnv
 from s2robot.errors import InvalidInput, UnknownName, UsageError
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, check_observation
 
@@ -254,6 +255,19 @@ def test_a_process_may_render_first_and_learn_later() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.strip().endswith("alive"), f"exit code {done.returncode}: {done.stderr[-500:]}"
+
+
+def test_gymnasium_makes_them_by_name() -> None:
+    env = gymnasium.make_vec("s2robot/Reach-v0", num_envs=1, render_frames=False, fidelity="fast")
+    try:
+        assert isinstance(env.unwrapped, VectorEnv) and env.num_envs == 1
+        with pytest.raises(UsageError, match="reset"):
+            env.step(np.zeros(env.action_space.shape, np.float32))
+    finally:
+        env.close()
+    with pytest.raises(UsageError, match="closed"):
+        env.reset(seed=0)
+    env.close()  # twice is no harm
 
 
 # -- PickColor -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -220,19 +219,6 @@ def test_disabled_mode_leaves_resets_to_the_caller(vector: VectorEnv) -> None:
     np.testing.assert_array_equal(observation[FRAMES][1], fresh[FRAMES][1])
     with pytest.raises(InvalidInput, match="reset_mask"):
         vector.reset(options={"reset_mask": np.zeros(N, bool)})
-
-
-def test_gymnasium_makes_them_by_name() -> None:
-    env = gymnasium.make_vec("s2robot/Reach-v0", num_envs=1, render_frames=False, fidelity="fast")
-    try:
-        assert isinstance(env.unwrapped, VectorEnv) and env.num_envs == 1
-        with pytest.raises(UsageError, match="reset"):
-            env.step(np.zeros(env.action_space.shape, np.float32))
-    finally:
-        env.close()
-    with pytest.raises(UsageError, match="closed"):
-        env.reset(seed=0)
-    env.close()  # twice is no harm
 
 
 def test_wrong_actions_move_nobody(vector: VectorEnv) -> None:
