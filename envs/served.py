@@ -93,11 +93,18 @@ class EnvProcess:
         theirs.close()
         self._question, self.starting = 0, True
 
+    @property
+    def pid(self) -> int:
+        """As the operating system numbers it; never 0, which a signal would take for everybody."""
+        if self.process.pid is None:
+            raise S2RobotError(f"Environment {self.index} has no process yet")
+        return self.process.pid
+
     def share(self, memory: SharedObservations, count: int) -> None:
         """Give it its place in the memory."""
         with contextlib.suppress(OSError):
             self.pipe.send(count)
-            reduction.send_handle(self.pipe, memory.handle, self.process.pid)
+            reduction.send_handle(self.pipe, memory.handle, self.pid)
         self.starting = False
 
     def ask(self, *question: Any) -> None:

@@ -96,7 +96,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             self._arrays = self._memory.arrays  # each (2, N, ...)
             for process in self._processes:
                 process.share(self._memory, n)
-            for step in ("draw_mark", "check_mark"):  # all draw before any looks: see `envs.renderer`
+            for step in ("draw_mark", "check_mark"):  # all draw before any looks: see `envs.own_context`
                 self.call(step)
         except BaseException:
             self.close()
@@ -138,7 +138,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     @property
     def pids(self) -> tuple[int, ...]:
         """The processes, as the operating system numbers them."""
-        return tuple(each.process.pid or 0 for each in self._processes)
+        return tuple(each.pid for each in self._processes)
 
     def render(self) -> tuple[NDArray[np.uint8], ...]:
         """Every environment's first camera as it was last seen, (H, W, 3) each."""

@@ -82,7 +82,7 @@ def alone(env: RobosuiteEnv, seed: int, plan: np.ndarray) -> Rows:
 
 
 def kill(vector: VectorEnv, k: int, how: signal.Signals = signal.SIGKILL) -> None:
-    os.kill(vector._processes[k].process.pid or 0, how)
+    os.kill(vector.pids[k], how)
 
 
 # -- the same bits ---------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_processes_that_keep_dying_are_an_error(monkeypatch: pytest.MonkeyPatch)
 
 def test_children_have_one_thread_each_and_no_torch(vector: VectorEnv) -> None:
     for process in vector._processes:
-        folder = Path(f"/proc/{process.process.pid}")
+        folder = Path(f"/proc/{process.pid}")
         assert b"OMP_NUM_THREADS=1" in folder.joinpath("environ").read_bytes().split(b"\0")
     code = "import sys, s2robot.envs; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
