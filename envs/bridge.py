@@ -3,7 +3,7 @@
 Two fidelities, named in every result:
 
     exact  robosuite's own arithmetic: 2 ms physics steps, the controller at every one of them
-    fast   5 ms physics steps, the controller at every second one: about four times the steps a second
+    fast   5 ms physics steps, the controller at every second one: more steps a second, see `s2robot bench env`
 """
 
 from __future__ import annotations
