@@ -12,14 +12,23 @@ from typing import Any
 
 import gymnasium
 
-from s2robot.envs import door, lift, pick_color, pick_place_can, reach, stack
+from s2robot.envs import door, lift, nut_assembly, pick_color, pick_place_can, reach, stack
 from s2robot.envs.any_robosuite import robosuite_task
 from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.envs.robots import check_robot
 from s2robot.envs.task import TaskSpec
 from s2robot.envs.vector import VectorEnv
 
-SPECS = (lift.TASK, pick_color.TASK, pick_color.SMALL, stack.TASK, pick_place_can.TASK, reach.TASK, door.TASK)
+SPECS = (
+    lift.TASK,
+    pick_color.TASK,
+    pick_color.SMALL,
+    stack.TASK,
+    pick_place_can.TASK,
+    reach.TASK,
+    door.TASK,
+    nut_assembly.TASK,
+)
 TASKS: dict[str, TaskSpec] = {task.name: task for task in SPECS}
 
 

@@ -25,7 +25,7 @@ from s2robot.envs.physics import place_bodies, put_state
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.envs.shifts import Shift, ShiftedLooks
 from s2robot.envs.suite import make_robosuite, quiet, reseed
-from s2robot.envs.task import Privileged, TaskSpec, checked_actions, proprioception, to_controller
+from s2robot.envs.task import Privileged, TaskSpec, checked_actions, command_of, proprioception
 from s2robot.errors import UnknownName, UsageError
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
@@ -135,7 +135,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         if self._over:
             raise UsageError("This episode is over: call reset() before step()")
         action = checked_actions(action, self.task)
-        command = to_controller(action, self.task.action_names, self._env.action_dim)
+        command = command_of(self._env, action, self.task)
         timestep, every = FIDELITIES[self.fidelity]
         env, sim = self._env, self._env.sim
         go_on = self._arm.command if self._arm else partial(env._pre_action, command)

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from s2robot.envs import lift
 from s2robot.envs.robots import hand, orientation
 from s2robot.envs.task import OSC_POSE_INPUTS, Privileged
-from s2robot.envs.turning import about, turn_to
+from s2robot.envs.turning import UP, about, turn_to
 
 GRIP = np.array([0.10, -0.10, 0.0])  # where the lever is taken: along it, before the door, in its own frame [m]
-UP = np.array([0.0, 0.0, 1.0])
 
 
 class DoorExpert(lift.LiftExpert):

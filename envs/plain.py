@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from s2robot import gl, registry
 from s2robot.envs.suite import make_robosuite, reseed
-from s2robot.envs.task import to_controller
+from s2robot.envs.task import command_of
 
 
 class PlainRobosuite:
@@ -40,7 +40,7 @@ class PlainRobosuite:
 
     def step(self, action: NDArray[np.float32]) -> Any:
         """A task's action (M,); returns robosuite's observation."""
-        return self.env.step(to_controller(action, self.task.action_names))[0]
+        return self.env.step(command_of(self.env, action, self.task))[0]
 
     def state(self) -> NDArray[np.float64]:
         flat: NDArray[np.float64] = self.env.sim.get_state().flatten()

@@ -39,6 +39,8 @@ class TaskSpec:
     action_names: which inputs of robosuite's OSC_POSE controller (plus gripper) the policy drives; the others are held
         at zero. One unit of dx/dy/dz asks for 5 cm of motion in one control step, of droll/dpitch/dyaw for 0.5 rad.
     orientation: whether proprioception tells how the gripper is turned, as it must where the policy turns it.
+    upright: whether droll and dpitch hold the gripper pointing straight down. Held at zero, as they are where the
+        policy does not drive them, they keep no direction: they leave the gripper as it was last pushed.
     gripper: robosuite's name of it, where the task brings its own.
     goal_names: fields of the goal, where a task has more than one; `goal` tells this episode's.
     colours_name_objects: which object is which, only its colour tells.
@@ -56,6 +58,7 @@ class TaskSpec:
     success: str
     expert: Callable[[], Expert] | None = None
     orientation: bool = False
+    upright: bool = False
     gripper: str = "default"
     robosuite_kwargs: Callable[[np.random.Generator], dict[str, Any]] = field(default=lambda rng: {})
     privileged: Callable[[Any], Privileged] = field(default=lambda env: {})
@@ -104,6 +107,19 @@ def to_controller(
     for value, name in zip(action, names, strict=True):
         full[OSC_POSE_INPUTS.index(name)] = value
     return full
+
+
+TILT = slice(3, 5)  # droll and dpitch among OSC_POSE's inputs
+UPRIGHT_GAIN = 2.0  # action per radian off: asks for all of it at once
+
+
+def command_of(env: Any, action: NDArray[np.float32], task: TaskSpec) -> NDArray[np.float64]:
+    """What robosuite is told for a task's action (M,) in the environment's present state, (7,) or (6,)."""
+    command = to_controller(action, task.action_names, env.action_dim)
+    if task.upright:
+        x, y, _ = orientation(env)[:, 2]  # where the fingers point; turned about its cross product with straight down
+        command[TILT] = np.clip(UPRIGHT_GAIN * np.array([-y, x]), -1, 1)
+    return command
 
 
 def checked_actions(actions: Any, task: TaskSpec, *axes: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
+UP = np.array([0.0, 0.0, 1.0])
 
 
 def about(axis: Vector, angle: float) -> Matrix:
