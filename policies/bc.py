@@ -11,23 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s2robot.policies.neck import Neck, Shapes, mlp
+from s2robot.policies.neck import Neck, NeckConfig, Shapes, mlp
 
 
 @dataclass(frozen=True)
-class BCConfig:
+class BCConfig(NeckConfig):
     """Hyper-parameters of `bc`."""
 
-    chunk: int = 8  # actions predicted at once (A)
-    execute: int = 4  # of which this many are executed before looking again
-    components: int = 64  # channels kept of each scale
-    queries: int = 16  # things each view may look for
-    key_width: int = 32
-    value_width: int = 16
     hidden: int = 256
     layers: int = 2
     dropout: float = 0.1
-    proprioception_noise: float = 0.05  # standard deviations of training noise
 
 
 class BCNetwork(Neck):

@@ -14,23 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2robot.policies.neck import Neck, Shapes
+from s2robot.policies.neck import Neck, NeckConfig, Shapes
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(NeckConfig):
     """Hyper-parameters of `flow`."""
 
-    chunk: int = 8  # actions predicted at once (A)
-    execute: int = 4  # of which this many are executed before looking again
-    components: int = 64  # channels kept of each scale
-    queries: int = 16  # things each view may look for
-    key_width: int = 32
-    value_width: int = 16
     hidden: int = 256
     blocks: int = 3
     dropout: float = 0.1
-    proprioception_noise: float = 0.05  # standard deviations of training noise
     times: int = 8  # flow times trained on for each sample of a batch: the condition is the costly part
     steps: int = 8  # Euler steps when acting
 
@@ -56,11 +49,12 @@ class Block(nn.Module):
 class FlowNetwork(Neck):
     """The condition, a noisy chunk and a time to the velocity there."""
 
+    config: FlowConfig
     frequencies: Tensor  # (8,)
 
     def __init__(self, config: FlowConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
-        self.hyper, width = config, config.hidden
+        width = config.hidden
         self.register_buffer("frequencies", 2.0 ** torch.arange(8), persistent=False)
         self.look = nn.Sequential(nn.Linear(self.condition_width, width), nn.LayerNorm(width), nn.GELU())
         self.enter = nn.Linear(config.chunk * shapes.actions, width)
@@ -80,18 +74,18 @@ class FlowNetwork(Neck):
     def predict(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, noise: torch.Generator) -> Tensor:
         """A chunk drawn, (B, A, M)."""
         look = self.look(self.condition(compressed, proprioception, goal))
-        shape = (len(look), self.hyper.chunk, self.shapes.actions)
+        shape = (len(look), self.config.chunk, self.shapes.actions)
         x = torch.randn(shape, generator=noise).to(look.device)
-        for step in range(self.hyper.steps):
-            t = torch.full((len(look), 1), step / self.hyper.steps, device=look.device)
-            x = x + self.velocity(look, x, t) / self.hyper.steps
+        for step in range(self.config.steps):
+            t = torch.full((len(look), 1), step / self.config.steps, device=look.device)
+            x = x + self.velocity(look, x, t) / self.config.steps
         return x
 
     def loss(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """Mean squared error of the velocity at `times` random times, where valid (B, A) is 1."""
-        look = self.look(self.condition(compressed, proprioception, goal)).expand(self.hyper.times, -1, -1)
+        look = self.look(self.condition(compressed, proprioception, goal)).expand(self.config.times, -1, -1)
         t = torch.rand(*look.shape[:2], 1, device=look.device)  # (times, B, 1)
-        noise = torch.randn(self.hyper.times, *actions.shape, device=look.device)
+        noise = torch.randn(self.config.times, *actions.shape, device=look.device)
         x = (1 - t[..., None]) * noise + t[..., None] * actions
         error = (self.velocity(look, x, t) - (actions - noise)).square().mean(dim=(0, -1))  # (B, A)
         loss: Tensor = (error * valid).sum() / valid.sum()

@@ -7,8 +7,9 @@ read-out that depends on the goal, proprioception brought to unit variance.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,23 +22,17 @@ from s2robot.policies.readout import SpatialReadout
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Features, Observation, check_observation
 
 
-class NeckConfig(Protocol):
-    """What the neck reads of a policy's own hyper-parameters."""
+@dataclass(frozen=True)
+class NeckConfig:
+    """What every policy has to say of its neck and its chunks; each adds its own hyper-parameters."""
 
-    @property
-    def chunk(self) -> int: ...  # actions predicted at once (A)
-    @property
-    def execute(self) -> int: ...  # of which this many are executed before looking again
-    @property
-    def components(self) -> int: ...  # channels kept of each scale
-    @property
-    def queries(self) -> int: ...  # things each view may look for
-    @property
-    def key_width(self) -> int: ...
-    @property
-    def value_width(self) -> int: ...
-    @property
-    def proprioception_noise(self) -> float: ...  # standard deviations of training noise
+    chunk: int = 8  # actions predicted at once (A)
+    execute: int = 4  # of which this many are executed before looking again
+    components: int = 64  # channels kept of each scale
+    queries: int = 16  # things each view may look for
+    key_width: int = 32
+    value_width: int = 16
+    proprioception_noise: float = 0.05  # standard deviations of training noise
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ class Compression(nn.Module):
         return torch.einsum("bvsdhw,vsdc->bvschw", centred, self.basis).flatten(2, 3)
 
 
-class Neck(nn.Module):
+class Neck(nn.Module, ABC):
     """Compressed maps, proprioception and goal to a condition, (B, `condition_width`).
 
     Subclasses add what turns it into actions: `loss` for training, `predict` for acting.
@@ -119,9 +114,13 @@ class Neck(nn.Module):
             state = state + self.config.proprioception_noise * torch.randn_like(state)
         return torch.cat([self.readout(compressed, goal), state, goal], dim=1)
 
+    @abstractmethod
+    def loss(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """What to make small: how far from the expert's actions (B, A, M) where valid (B, A) is 1."""
+
+    @abstractmethod
     def predict(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, noise: torch.Generator) -> Tensor:
         """The chunk to act by, (B, A, M); `noise` is for those that draw it."""
-        raise NotImplementedError
 
 
 class FeaturePolicy:
@@ -177,7 +176,7 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int, dropout: float) -> 
 
 def describe(network: Neck) -> dict[str, Any]:
     """What `restore` needs, as plain JSON."""
-    return {"config": asdict(network.config), "shapes": asdict(network.shapes)}  # type: ignore[call-overload]
+    return {"config": asdict(network.config), "shapes": asdict(network.shapes)}
 
 
 def restore(module: Any, description: dict[str, Any], encoder: Encoder, weights: dict[str, Tensor]) -> FeaturePolicy:
