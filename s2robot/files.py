@@ -45,46 +45,36 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Raises:
         OutOfSpace: the disk or quota is full; `path` is as it was and nothing else was left behind.
     """
-    path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    _in_use.add(temporary)
-    try:
-        with explain_full_disk(path):
-            try:
-                yield temporary
-                _flush(temporary)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        flush_folder(path.parent)
-    finally:
-        _in_use.discard(temporary)
+    with _to_be(path, lambda temporary: temporary.unlink(missing_ok=True)) as temporary:
+        yield temporary
+        _flush(temporary)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield the path of a folder yet to be made; on success it takes the name `path`, all at once.
+    """The same for a folder, which is yet to be made at the path that this yields."""
+    sweep(Path(path).absolute().parent)
+    with _to_be(path, lambda temporary: shutil.rmtree(temporary, ignore_errors=True)) as temporary:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                _flush(file)
 
-    Raises:
-        OutOfSpace: the disk or quota is full; nothing was left behind.
-    """
+
+@contextlib.contextmanager
+def _to_be(path: str | Path, remove: Callable[[Path], None]) -> Iterator[Path]:
+    """A temporary path that becomes `path`, or is removed."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     _in_use.add(temporary)
     try:
         with explain_full_disk(path):
             try:
                 yield temporary
-                for file in sorted(temporary.rglob("*")):
-                    if file.is_file():
-                        _flush(file)
                 temporary.replace(path)
             except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
+                remove(temporary)
                 raise
         flush_folder(path.parent)
     finally:
