@@ -58,11 +58,10 @@ class DoorExpert(lift.LiftExpert):
         aside = beside + self.ARM * amiss
         lost = beside > self.HOLD[0] or abs(deep) > self.HOLD[1] or amiss > self.ASKEW
         within = aside < self.REACH[0] and abs(deep) < self.REACH[1]
-        if lost if self._closing else not within:
-            self._closing = self._held = False
+        if self._approaches(lost=lost, within=within):
+            self._held = False
             back = self.CLEARANCE * np.clip((aside - self.THROAT) / (self.MOUTH - self.THROAT), 0, 1)
             return self._pose(error - back * lever[:, 1], turn, close=False)
-        self._closing = True
         thin, thick = self.LEVER
         self._held = (self._held or self._closed(state)) and bool(thin < state["fingers"][0] < thick)
         return self._operate(state, facing) if self._held else self._pose(error, turn, close=True)

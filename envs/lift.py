@@ -28,7 +28,7 @@ class LiftExpert:
     with how far it is from above the cube. A policy that sees the cube a little wrong then acts a little wrong;
     an expert that switches between "above" and "down" teaches hovering between the two. It rises when the fingers
     have come to rest on something, which a policy can tell as well: one that counts steps instead teaches a race
-    against the fingers, and every eleventh grasp of its pupils was lost to it.
+    against the fingers, and every eighth grasp of its pupils was lost to it.
     """
 
     GAIN = 12.0  # action per metre of error; saturates at 8 cm
@@ -49,13 +49,17 @@ class LiftExpert:
     def act(self, state: Privileged) -> NDArray[np.float32]:
         error = state["cube"] - state["gripper"]  # (3,)
         aside = float(np.hypot(error[0], error[1]))
-        sideways, upright = self.HOLD if self._closing else self.REACH
-        if aside > sideways or abs(error[2]) > upright:
-            self._closing = False
+        deep = abs(error[2])
+        lost, within = aside > self.HOLD[0] or deep > self.HOLD[1], aside <= self.REACH[0] and deep <= self.REACH[1]
+        if self._approaches(lost=lost, within=within):
             height = self.CLEARANCE * np.clip((aside - self.THROAT) / (self.MOUTH - self.THROAT), 0, 1)
             return self._move(error + np.array([0, 0, height - self.DEPTH]), close=False)
-        self._closing = True
         return self._move(np.array([0.0, 0.0, 0.1]) if self._closed(state) else error, close=True)
+
+    def _approaches(self, *, lost: bool, within: bool) -> bool:
+        """Whether the hand is to be open: it has yet to come within reach, or has lost what it had."""
+        self._closing = not (lost if self._closing else not within)
+        return not self._closing
 
     def _closed(self, state: Privileged) -> bool:
         """Whether the fingers have left where they are open, and come to rest."""

@@ -39,10 +39,7 @@ class NutExpert(lift.LiftExpert):
     DEPTH = 0.004
     REACH = (0.028, 0.010)
     HOLD = (0.03, 0.03)
-    THICK = (
-        0.02,
-        0.06,
-    )  # fingers this far apart, once come to rest there, hold the handle until they no longer are [m]
+    THICK = (0.02, 0.06)  # fingers this far apart, once at rest there, hold the handle until they no longer are [m]
     TURN_GAIN = 2.0  # action per radian of error; saturates at 0.5 rad
     ARM, AMISS = 0.1, 0.02  # a radian amiss counts as much as this far aside, at the handle and at the peg [m]
     FIRST = -0.8  # yaw at which counting begins: no Panda comes there [rad]
@@ -66,11 +63,10 @@ class NutExpert(lift.LiftExpert):
         aside = beside + self.ARM * abs(turn)
         lost = beside > self.HOLD[0] or deep > self.HOLD[1]
         within = aside < self.REACH[0] and deep < self.REACH[1]
-        if lost if self._closing else not within:
-            self._closing = self._held = False
+        if self._approaches(lost=lost, within=within):
+            self._held = False
             height = self.CLEARANCE * np.clip((aside - self.THROAT) / (self.MOUTH - self.THROAT), 0, 1)
             return self._pose(error + UP * (height - self.DEPTH), turn, close=False)
-        self._closing = True
         thin, thick = self.THICK
         self._held = (self._held or self._closed(state)) and bool(thin < state["fingers"][0] < thick)
         return self._carry(state, yaw) if self._held else self._pose(error - UP * self.DEPTH, turn, close=True)
