@@ -115,19 +115,21 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         """Execute actions (n, M) one after another and draw only the last state.
 
         The same as n calls of `step`, the frames nobody would look at left out. Stops early where the episode
-        ends; `info["steps"]` says how many were executed, the reward is their sum.
+        ends; `info["steps"]` says how many were executed, the reward is their sum. Where the physics runs away the
+        episode is truncated, and there is `info["unstable"]`.
         """
-        reward, success, executed, start = 0.0, False, 0, time.perf_counter()
+        reward, success, stable, executed, start = 0.0, False, True, 0, time.perf_counter()
         for action in actions:
             self.advance(action)
             executed += 1
             reward += float(self._env.reward(None))
-            success = bool(self._env._check_success())
-            self._over = success or self._steps >= self.task.horizon
+            stable = self._stable()
+            success = stable and bool(self._env._check_success())
+            self._over = success or not stable or self._steps >= self.task.horizon
             if self._over:
                 break
         self.seconds["step"] = (time.perf_counter() - start) / max(1, executed)
-        info = {"success": success, "steps": executed}
+        info = {"success": success, "steps": executed} | ({} if stable else {"unstable": True})
         return self.observe(), reward, success, self._over and not success, info
 
     def advance(self, action: NDArray[np.float32]) -> None:
@@ -224,6 +226,14 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
     @property
     def _dress(self) -> Callable[[Any], None] | None:
         return None if self._looks is None else self._looks.dress
+
+    def _stable(self) -> bool:
+        """Whether no number of this episode's physics has run away: MuJoCo then starts over without a word to us."""
+        import mujoco
+
+        warned = mujoco.mjtWarning
+        told = self._env.sim.data._data.warning
+        return not any(told[k].number for k in (warned.mjWARN_BADQPOS, warned.mjWARN_BADQVEL, warned.mjWARN_BADQACC))
 
     def _set_fidelity(self, fidelity: str) -> None:
         timestep, _ = FIDELITIES[fidelity]

@@ -213,6 +213,16 @@ def test_episodes_end_at_the_horizon_and_then_refuse_to_go_on(lift_env: Robosuit
         lift_env.step(np.zeros(4, np.float32))
 
 
+def test_physics_that_run_away_end_the_episode(lift_env: RobosuiteEnv) -> None:
+    lift_env.reset(seed=0)
+    lift_env._env.sim.data._data.qvel[:] = 1e12
+    *_, terminated, truncated, info = lift_env.step_chunk(np.zeros((5, 4), np.float32))
+    assert truncated and not terminated and info == {"success": False, "steps": 1, "unstable": True}
+    lift_env.reset(seed=0)
+    *_, truncated, info = lift_env.step_chunk(np.zeros((5, 4), np.float32))
+    assert not truncated and info == {"success": False, "steps": 5}
+
+
 @pytest.mark.parametrize(
     "action", [np.zeros(7), np.full(4, 1.5), np.array([0, np.nan, 0, 0]), np.zeros((1, 4))], ids=str
 )
