@@ -142,13 +142,13 @@ class ShiftedLooks:
             model.mat_texuniform[material] = 0
 
     def _shift_objects(self, draws: Draws, strength: float) -> None:
-        model, rng = self.model, draws.rng
+        model = self.model
         turns: dict[int, tuple[float, float]] = {}  # of hue and of value, by object
         for geom in self._geoms(moving=True):
             root = int(model.body_rootid[model.geom_bodyid[geom]])
             widest = 0.04 if self.task.colours_name_objects else 0.5  # of the circle of hues, to either side
             if root not in turns:
-                turns[root] = (widest * draws.offset(strength), 1 + strength * rng.uniform(-0.4, 0.2))
+                turns[root] = (widest * draws.offset(strength), 1 + 0.3 * draws.offset(strength))
             turn, brighter = turns[root]
             hue, saturation, value = colorsys.rgb_to_hsv(*self._colour(geom))
             colour = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, min(1.0, value * brighter))
