@@ -58,7 +58,7 @@ class Versus:
     high: float
     resolved: bool
     p_value: float | None  # McNemar's, with one run an arm
-    more_episodes: int  # a run, beside those there, that would resolve POINTS four times in five; 0: there are enough
+    more_episodes: int  # a run, to resolve POINTS four times in five if the runs of an arm did not differ; 0: enough
 
 
 def compare(words: Sequence[str], log: str = "") -> dict[str, Any]:

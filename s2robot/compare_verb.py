@@ -36,12 +36,12 @@ def do_compare(argv: Sequence[str]) -> int:
     console.print(
         f"{result['n']} episodes a run, seeds {result['seeds'][0]} to {result['seeds'][1]}{left}.", highlight=False
     )
+    several = len(result["arms"][0]["by_run"]) > 1
     for each in result["against_first"]:
         if not each["resolved"] and each["more_episodes"]:
-            console.print(
-                f"{each['name']}: {each['more_episodes']} more episodes a run would resolve "
-                f"{100 * POINTS:.0f} points four times in five.", highlight=False,
-            )  # fmt: skip
+            more, condition = each["more_episodes"], ", if runs of one arm did not differ" if several else ""
+            words = f"{more} more episodes a run would resolve {100 * POINTS:.0f} points four times in five{condition}"
+            console.print(f"{each['name']}: {words}.", highlight=False)
     return 0
 
 
@@ -49,12 +49,11 @@ def _table(result: dict[str, Any]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for head in ("arm", "successes", "rate and 95 % interval", "by run", "against the first", ""):
         table.add_column(head)
-    differences = {each["name"]: each for each in result["against_first"]}
-    for arm in result["arms"]:
+    for arm, each in zip(result["arms"], [None, *result["against_first"]], strict=True):
         row = [arm["name"], f"{arm['successes']} of {arm['episodes']}"]
         row.append(f"{100 * arm['rate']:.1f} % ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})")
         row.append(", ".join(f"{100 * each:.0f}" for each in arm["by_run"]) if len(arm["by_run"]) > 1 else "")
-        if each := differences.get(arm["name"]):
+        if each:
             row.append(
                 f"{100 * each['difference']:+.1f} points ({100 * each['low']:+.1f} to {100 * each['high']:+.1f})"
             )
