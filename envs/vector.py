@@ -76,7 +76,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         modes = [mode.value for mode in AutoresetMode]
         if not isinstance(autoreset_mode, AutoresetMode) and autoreset_mode not in modes:
             raise UnknownName("autoreset mode", autoreset_mode, modes)
-        self.task, self.num_envs, self.copy = registry.get_task(name), n, copy
+        self.task, self.num_envs, self.copy = registry.get_task(name, options.get("robot")), n, copy
         self.mode = AutoresetMode(autoreset_mode)
         self.metadata = {**RobosuiteEnv.metadata, "autoreset_mode": self.mode}
         self.render_mode = RobosuiteEnv.render_mode
