@@ -6,7 +6,7 @@ Every finished episode is a file of its own until all are there, as in collectin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +88,7 @@ def _draw_all(
     failed: dict[str, str] = {}
     elsewhere, total = 0, len(keys)
     answer = partial(_draw, dataset, keys, parts.folder)
-    results = workers.work(partial(_Tool, dataset.env_args, config), answer, todo, config.workers)
+    results = workers.work(partial(registry.replay, dataset.env_args, config), answer, todo, config.workers)
     try:
         for done, (k, (problem, alike)) in enumerate(results, start=total - len(todo) + 1):
             if problem:
@@ -100,27 +100,13 @@ def _draw_all(
     return failed, elsewhere
 
 
-class _Tool:
-    """Makes its replay when the first episode asks, so that what is wrong with it is told as any other error."""
-
-    def __init__(self, env_args: Mapping[str, Any], config: RenderConfig) -> None:
-        self._make = partial(registry.replay, env_args, config)
-        self._replay: Any = None
-
-    @property
-    def replay(self) -> Any:
-        if self._replay is None:
-            self._replay = self._make()
-        return self._replay
-
-
-def _draw(dataset: StateDataset, keys: list[int], folder: Path, tool: _Tool, k: int) -> tuple[str, bool]:
+def _draw(dataset: StateDataset, keys: list[int], folder: Path, replay: Any, k: int) -> tuple[str, bool]:
     """Draw episode `k` and put it on disk; why not, or "", and whether it starts as its seed does."""
     try:
         stored, model_file = dataset.episode(k), dataset.model_file(k)
         if stored.states is None:
             return "it has no simulator states to draw from", True
-        drawn = tool.replay.draw(stored.states, keys[k], model_file)
+        drawn = replay.draw(stored.states, keys[k], model_file)
         episode = Episode(
             seed=keys[k],
             success=bool(stored.success),

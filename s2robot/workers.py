@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from s2robot.errors import S2RobotError
 
@@ -44,7 +44,8 @@ def work(
     Items are drawn lazily, a few ahead, so the series may be endless: stop by closing the generator.
 
     Raises:
-        S2RobotError: whatever `answer` raised, or a worker died (out of memory, killed); names the items it had.
+        S2RobotError: a worker died (out of memory, killed); names the items it had. What `make` or `answer` raised
+            comes as it is.
     """
     count = max(1, workers or cores())
     source = iter(items)
@@ -81,7 +82,10 @@ _END: Any = object()
 def start(make: Callable[[], Any], parent: int) -> None:
     global _tool  # noqa: PLW0603 - a worker process has exactly one tool; ProcessPoolExecutor offers no other place
     begin(parent)
-    _tool = make()
+    try:
+        _tool = make()
+    except Exception as error:  # noqa: BLE001 - raised here it would be a dead worker; it is the answer to every item
+        _tool = _Unmade(error)
 
 
 def begin(parent: int | None) -> None:
@@ -92,7 +96,15 @@ def begin(parent: int | None) -> None:
 
 
 def answer_with(answer: Callable[[Any, Item], Result], item: Item) -> Result:
+    if isinstance(_tool, _Unmade):
+        raise _tool.error
     return answer(_tool, item)
+
+
+class _Unmade(NamedTuple):
+    """In the tool's place: why there is none."""
+
+    error: Exception
 
 
 def stop(pool: ProcessPoolExecutor) -> None:

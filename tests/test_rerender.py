@@ -70,8 +70,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             for item in items:
                 yield item, answer(tool, item)
         finally:
-            if tool._replay is not None:
-                tool._replay.close()
+            tool.close()
 
     monkeypatch.setattr(rerender.workers, "work", work)
 

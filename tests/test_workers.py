@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from s2robot import workers
-from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.errors import InvalidInput, S2RobotError, UnknownName
 
 
 def make(offset: int) -> int:
@@ -31,6 +31,10 @@ def die(tool: int, item: int) -> None:
     if item == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.05)
+
+
+def refuse() -> int:
+    raise UnknownName("kind", "lihgt", ["light"])
 
 
 def complain(tool: int, item: int) -> None:
@@ -71,6 +75,13 @@ def test_a_killed_worker_is_named() -> None:
 def test_errors_keep_their_type_across_processes() -> None:
     with pytest.raises(InvalidInput, match="item 0 is wrong"):
         list(workers.work(partial(make, 0), complain, [0], 1))
+
+
+def test_what_a_worker_cannot_make_is_said_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    """Not as a dead worker, and not as a wall of text."""
+    with pytest.raises(UnknownName, match="Did you mean 'light'"):
+        list(workers.work(refuse, add, range(4), 2))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def _alive(process: int) -> bool:
