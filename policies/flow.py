@@ -1,4 +1,4 @@
-"""Flow matching on frozen multi-scale features: the neck's condition -> a distribution over action chunks.
+"""Flow matching on frozen multi-scale features: the last looks -> a distribution over action chunks.
 
 Where demonstrations go left or right of the same obstacle their mean goes into it; a generative policy draws one of
 them (Chi et al. 2023, "Diffusion Policy"). Noise is carried to an action chunk along straight lines (Lipman et al.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2robot.policies.neck import Neck, NeckConfig, Shapes
+from s2robot.policies.neck import Neck, NeckConfig, Shapes, masked_mean
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class FlowNetwork(Neck):
-    """The condition, a noisy chunk and a time to the velocity there."""
+    """The looks, a noisy chunk and a time to the velocity there."""
 
     config: FlowConfig
     frequencies: Tensor  # (8,)
@@ -56,40 +56,41 @@ class FlowNetwork(Neck):
         super().__init__(config, shapes)
         width = config.hidden
         self.register_buffer("frequencies", 2.0 ** torch.arange(8), persistent=False)
-        self.look = nn.Sequential(nn.Linear(self.condition_width, width), nn.LayerNorm(width), nn.GELU())
+        looks = config.context * self.look_width
+        self.begin = nn.Sequential(nn.Flatten(), nn.Linear(looks, width), nn.LayerNorm(width), nn.GELU())
         self.enter = nn.Linear(config.chunk * shapes.actions, width)
         self.blocks = nn.ModuleList([Block(width, width + 16, config.dropout) for _ in range(config.blocks)])
         self.leave = nn.Linear(width, config.chunk * shapes.actions)
 
-    def velocity(self, look: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """look (..., width), x (..., A, M), t (..., 1) -> (..., A, M)."""
+    def velocity(self, seen: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """seen (..., width), x (..., A, M), t (..., 1) -> (..., A, M)."""
         angles = torch.pi / 2 * t * self.frequencies
-        condition = torch.cat([look, angles.sin(), angles.cos()], dim=-1)
+        condition = torch.cat([seen, angles.sin(), angles.cos()], dim=-1)
         hidden = self.enter(x.flatten(-2))
         for block in self.blocks:
             hidden = block(hidden, condition)
         found: Tensor = self.leave(hidden).unflatten(-1, x.shape[-2:])
         return found
 
-    def predict(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, noise: torch.Generator) -> Tensor:
+    def predict(self, looks: Tensor, noise: torch.Generator) -> Tensor:
         """A chunk drawn, (B, A, M)."""
-        look = self.look(self.condition(compressed, proprioception, goal))
-        shape = (len(look), self.config.chunk, self.shapes.actions)
-        x = torch.randn(shape, generator=noise).to(look.device)
+        seen = self.begin(looks)
+        shape = (len(seen), self.config.chunk, self.shapes.actions)
+        x = torch.randn(shape, generator=noise).to(seen.device)
         for step in range(self.config.steps):
-            t = torch.full((len(look), 1), step / self.config.steps, device=look.device)
-            x = x + self.velocity(look, x, t) / self.config.steps
+            t = torch.full((len(seen), 1), step / self.config.steps, device=seen.device)
+            x = x + self.velocity(seen, x, t) / self.config.steps
         return x
 
-    def loss(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        """Mean squared error of the velocity at `times` random times, where valid (B, A) is 1."""
-        look = self.look(self.condition(compressed, proprioception, goal)).expand(self.config.times, -1, -1)
-        t = torch.rand(*look.shape[:2], 1, device=look.device)  # (times, B, 1)
-        noise = torch.randn(self.config.times, *actions.shape, device=look.device)
+    def loss(self, looks: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """Mean squared error of the velocity at `times` random times, after the last look, where valid is 1."""
+        actions, valid = actions[:, -1], valid[:, -1]  # (B, A, M), (B, A)
+        seen = self.begin(looks).expand(self.config.times, -1, -1)
+        t = torch.rand(*seen.shape[:2], 1, device=seen.device)  # (times, B, 1)
+        noise = torch.randn(self.config.times, *actions.shape, device=seen.device)
         x = (1 - t[..., None]) * noise + t[..., None] * actions
-        error = (self.velocity(look, x, t) - (actions - noise)).square().mean(dim=(0, -1))  # (B, A)
-        loss: Tensor = (error * valid).sum() / valid.sum()
-        return loss
+        error = (self.velocity(seen, x, t) - (actions - noise)).square().mean(dim=0)  # (B, A, M)
+        return masked_mean(error, valid)
 
 
 CONFIG, NETWORK = FlowConfig, FlowNetwork

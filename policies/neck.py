@@ -1,25 +1,23 @@
-"""What every policy does first: frozen features and proprioception to one vector.
+"""What every policy does first: frozen features and proprioception of one observation to one vector, its look.
 
 A fixed linear compression of every token (principal components, fitted once on the demonstrations), a spatial
-read-out that depends on the goal, proprioception brought to unit variance.
+read-out that depends on the goal, proprioception brought to unit variance. What differs between policies is what they
+make of the last T looks.
 """
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from s2robot.encoder import Encoder
-from s2robot.errors import InvalidInput
+from s2robot.errors import InvalidInput, UnknownName
 from s2robot.policies.readout import SpatialReadout
-from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Features, Observation, check_observation
+
+TOKENS = ("map", "mean", "cls")
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,28 @@ class NeckConfig:
 
     chunk: int = 8  # actions predicted at once (A)
     execute: int = 4  # of which this many are executed before looking again
+    context: int = 1  # looks it decides by (T): the present one and those before, `execute` steps apart
+    tokens: str = "map"  # what is read: the whole token "map", its "mean", or "cls"; the last two know no places
     components: int = 64  # channels kept of each scale
     queries: int = 16  # things each view may look for
     key_width: int = 32
     value_width: int = 16
     proprioception_noise: float = 0.05  # standard deviations of training noise
+    proprioception_dropout: float = 0.0  # share of training looks without proprioception
+    feature_noise: float = 0.0  # the same for compressed features, which have about unit variance
+    token_dropout: float = 0.0  # share of a training map's tokens that are blanked
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.execute <= self.chunk or self.context < 1:
+            raise InvalidInput(
+                f"chunk is {self.chunk}, execute {self.execute}, context {self.context}; expected"
+                " 1 <= execute <= chunk and a context of at least 1"
+            )
+        if self.tokens not in TOKENS:
+            raise UnknownName("tokens", self.tokens, TOKENS)
+        for name in ("proprioception_dropout", "token_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -81,10 +96,20 @@ class Compression(nn.Module):
         return torch.einsum("bvsdhw,vsdc->bvschw", centred, self.basis).flatten(2, 3)
 
 
-class Neck(nn.Module, ABC):
-    """Compressed maps, proprioception and goal to a condition, (B, `condition_width`).
+class Batch(NamedTuple):
+    """Windows of T observations of one episode, oldest first, and what the expert did after each of them."""
 
-    Subclasses add what turns it into actions: `loss` for training, `predict` for acting.
+    maps: Tensor  # (B, T, V, C, h, w) compressed
+    proprioception: Tensor  # (B, T, Q)
+    goal: Tensor  # (B, T, G)
+    actions: Tensor  # (B, T, A, M)
+    valid: Tensor  # (B, T, A): 0 beyond the end of the episode
+
+
+class Neck(nn.Module, ABC):
+    """Compressed maps, proprioception and goal of one observation to a look, (B, `look_width`).
+
+    Subclasses add what turns the last T looks into actions: `loss` for training, `predict` for acting.
     """
 
     proprioception_mean: Tensor  # (Q,)
@@ -105,64 +130,40 @@ class Neck(nn.Module, ABC):
         )
         self.register_buffer("proprioception_mean", torch.zeros(shapes.proprioception))
         self.register_buffer("proprioception_std", torch.ones(shapes.proprioception))
-        self.condition_width = self.readout.width + shapes.proprioception + shapes.goal
+        self.look_width = self.readout.width + shapes.proprioception + shapes.goal
 
-    def condition(self, compressed: Tensor, proprioception: Tensor, goal: Tensor) -> Tensor:
-        """compressed (B, V, C, h, w), proprioception (B, Q), goal (B, G) -> (B, condition_width)."""
+    def look(self, compressed: Tensor, proprioception: Tensor, goal: Tensor) -> Tensor:
+        """compressed (B, V, C, h, w), proprioception (B, Q), goal (B, G) -> what the views show, state and goal."""
         state = (proprioception - self.proprioception_mean) / self.proprioception_std
         if self.training:
             state = state + self.config.proprioception_noise * torch.randn_like(state)
+            compressed, state = self._disturbed(compressed, state)
         return torch.cat([self.readout(compressed, goal), state, goal], dim=1)
 
-    @abstractmethod
-    def loss(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        """What to make small: how far from the expert's actions (B, A, M) where valid (B, A) is 1."""
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """What to make small for these windows."""
+        looks = self.look(*(part.flatten(0, 1) for part in (batch.maps, batch.proprioception, batch.goal)))
+        return self.loss(looks.unflatten(0, batch.maps.shape[:2]), batch.actions, batch.valid)
 
     @abstractmethod
-    def predict(self, compressed: Tensor, proprioception: Tensor, goal: Tensor, noise: torch.Generator) -> Tensor:
-        """The chunk to act by, (B, A, M); `noise` is for those that draw it."""
+    def loss(self, looks: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """How far what looks (B, T, W) lead to is from the expert's actions (B, T, A, M) where valid (B, T, A) is 1."""
 
+    @abstractmethod
+    def predict(self, looks: Tensor, noise: torch.Generator) -> Tensor:
+        """The chunk to act by after the last of the looks (B, T, W), (B, A, M); `noise` is for those that draw it."""
 
-class FeaturePolicy:
-    """A network behind its encoder: what `load_policy` returns. See `s2robot.types.Policy`.
-
-    A policy that draws noise draws the same in every episode: an episode is a function of its seed alone.
-    """
-
-    def __init__(self, encoder: Encoder, network: Neck) -> None:
-        self.encoder, self.network = encoder, network.eval()
-        self.execute = network.config.execute
-        self.seconds: dict[str, float] = {}  # wall time of the last call: encode, act
-        self._noise = torch.Generator()
-        self.reset()
-
-    def act(self, observation: Observation) -> NDArray[np.float32]:
-        """The next A actions, (A, M) float32 in [-1, 1]."""
-        check_observation(observation)
-        start = time.perf_counter()
-        features = self.encoder(observation[FRAMES][None])
-        encoded = time.perf_counter()
-        chunk = self.decide(features, observation[PROPRIOCEPTION], observation.get(GOAL))
-        self.seconds = {"encode": encoded - start, "act": time.perf_counter() - encoded}
-        return chunk
-
-    @torch.no_grad()
-    def decide(
-        self, features: Features, proprioception: NDArray[np.float32], goal: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """From features alone, for callers that encode elsewhere."""
-        network, device = self.network, features.map.device
-        wanted = np.zeros(0, np.float32) if goal is None else goal
-        if wanted.shape != (network.shapes.goal,):
-            raise InvalidInput(f"The goal is {wanted.shape}; this policy was trained with ({network.shapes.goal},)")
-        state, aim = (torch.from_numpy(value)[None].to(device) for value in (proprioception, wanted))
-        chunk = network.predict(network.compression(features.map), state, aim, self._noise)[0].clamp(-1, 1)
-        array: NDArray[np.float32] = chunk.cpu().numpy()
-        return array
-
-    def reset(self) -> None:
-        """Forget the episode: the noise begins again."""
-        self._noise.manual_seed(0)
+    def _disturbed(self, compressed: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """As the config asks: maps with noise and without some tokens, no proprioception for some."""
+        config = self.config
+        if config.feature_noise:
+            compressed = compressed + config.feature_noise * torch.randn_like(compressed)
+        if config.token_dropout:
+            kept = torch.rand_like(compressed[:, :, :1]) >= config.token_dropout  # (B, V, 1, h, w)
+            compressed = compressed * kept
+        if config.proprioception_dropout:
+            state = state * (torch.rand_like(state[:, :1]) >= config.proprioception_dropout)
+        return compressed, state
 
 
 def mlp(inputs: int, hidden: int, layers: int, outputs: int, dropout: float) -> nn.Sequential:
@@ -174,17 +175,16 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int, dropout: float) -> 
     return nn.Sequential(*parts, nn.Linear(inputs, outputs))
 
 
-def describe(network: Neck) -> dict[str, Any]:
-    """What `restore` needs, as plain JSON."""
-    return {"config": asdict(network.config), "shapes": asdict(network.shapes)}
+def chosen_tokens(maps: Tensor, cls: Tensor, which: str) -> Tensor:
+    """Of maps (B, V, D*S, h, w) and cls (B, V, D*S), what `tokens` names, as a map: the last two have one place."""
+    if which == "cls":
+        return cls[..., None, None]
+    return maps.float().mean(dim=(-2, -1), keepdim=True) if which == "mean" else maps
 
 
-def restore(module: Any, description: dict[str, Any], encoder: Encoder, weights: dict[str, Tensor]) -> FeaturePolicy:
-    """A policy from `describe`'s output and its weights; module: that of its kind."""
-    shapes = Shapes(**{**description["shapes"], "grid": tuple(description["shapes"]["grid"])})
-    network = module.NETWORK(module.CONFIG(**description["config"]), shapes)
-    network.load_state_dict(weights)
-    return FeaturePolicy(encoder, network.to(encoder.device))
+def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
+    """Mean of an error (..., A, M) over the actions where valid (..., A) is 1."""
+    return (error.mean(dim=-1) * valid).sum() / valid.sum()
 
 
 def _signs(vectors: Tensor) -> Tensor:

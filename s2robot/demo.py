@@ -30,7 +30,7 @@ from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
-from s2robot.policies.bc import BCConfig
+from s2robot.policies.bc_mlp import BCConfig
 from s2robot.report import write_report
 from s2robot.rollout import STAGES, EpisodeResult, EvalConfig, evaluate, make_env_for, record_episode
 from s2robot.store import FeatureStore, encode_dataset
@@ -55,7 +55,7 @@ class DemoConfig:
     collect: CollectConfig = field(default_factory=CollectConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
-    kind: str = "bc"  # of policy; which hyper-parameters it has follows, see `run_schema`
+    kind: str = "bc-mlp"  # of policy; which hyper-parameters it has follows, see `run_schema`
     policy: BCConfig = field(default_factory=BCConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -26,8 +26,16 @@ if TYPE_CHECKING:
     from s2robot.rerender import RenderConfig
     from s2robot.types import Policy
 
-POLICIES = {"bc": "s2robot.policies.bc", "flow": "s2robot.policies.flow"}
+POLICIES = {
+    "bc-mlp": "s2robot.policies.bc_mlp",
+    "bc-rnn": "s2robot.policies.bc_rnn",
+    "act": "s2robot.policies.act",
+    "flow": "s2robot.policies.flow",
+}
 """Policy kind -> module with `CONFIG`, its hyper-parameters, and `NETWORK`, a `policies.neck.Neck`."""
+
+RENAMED = {"bc": "bc-mlp"}
+"""What kinds were called when older run folders were written -> what they are called now."""
 
 
 def make_env(name: str, **options: Any) -> RobosuiteEnv:
@@ -86,14 +94,20 @@ def policy_module(kind: str) -> Any:
     Raises:
         UnknownName: with the nearest kind there is.
     """
+    kind = RENAMED.get(kind, kind)
     if kind not in POLICIES:
         raise UnknownName("policy", kind, POLICIES, "s2robot list policies")
     return importlib.import_module(POLICIES[kind])
 
 
 def neck() -> Any:
-    """What all policies have in common: `s2robot.policies.neck`."""
+    """What all policies do first: `s2robot.policies.neck`."""
     return importlib.import_module("s2robot.policies.neck")
+
+
+def acting() -> Any:
+    """A trained network behind its encoder: `s2robot.policies.acting`."""
+    return importlib.import_module("s2robot.policies.acting")
 
 
 def policy_kind(config: object) -> str:

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from s2robot import files, registry
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder, EncoderConfig
+from s2robot.episodes import split_episodes
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
+from s2robot.samples import Samples, gather, tokens
 from s2robot.store import FeatureStore
 from s2robot.types import Policy
 
@@ -36,8 +38,9 @@ VALID_EVERY = 50
 class TrainConfig:
     """How long and how fast to learn; what is learned is the policy's own config."""
 
+    demos: int = 0  # the first so many demonstrations; 0: all
     steps: int = 1500
-    batch: int = 128
+    batch: int = 128  # observations a step: a policy with a context of T gets batch / T windows
     lr: float = 1.5e-3
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of the steps
@@ -45,20 +48,6 @@ class TrainConfig:
     valid_fraction: float = 0.05  # of the episodes, for the curve only
     seed: int = 0
     checkpoint_every: int = 250
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Training data in memory."""
-
-    maps: Tensor  # (F, V, C, h, w) float16, compressed
-    proprioception: Tensor  # (F, Q)
-    goal: Tensor  # (F, G); G is 0 where a task has only one
-    actions: Tensor  # (F, A, M)
-    valid: Tensor  # (F, A): 0 beyond the end of the episode
-
-    def take(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return self.maps[rows].float(), self.proprioception[rows], self.goal[rows], self.actions[rows], self.valid[rows]
 
 
 def train(
@@ -74,7 +63,7 @@ def train(
     """Train into folder `out`, or resume there; return it.
 
     Args:
-        policy: the policy's own hyper-parameters, e.g. `policies.bc.BCConfig`; they say of which kind it is.
+        policy: the policy's own hyper-parameters, e.g. `policies.bc_mlp.BCConfig`; they say of which kind it is.
 
     Raises:
         S2RobotError: the loss became NaN.
@@ -82,15 +71,16 @@ def train(
     if (out / "done").exists():
         return out
     kind = registry.policy_kind(policy)
+    episodes = _episodes(dataset, config)
     out.mkdir(parents=True, exist_ok=True)
     files.sweep(out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = _network(kind, policy, dataset, store, encoder)
+        network = _network(kind, policy, dataset, store, encoder, episodes)
         state = _TrainState(network, config)
         state.restore(out / "state.pt")
-        train_rows, valid_rows = _split(dataset, store, config)
-        samples = _samples(dataset, store, network, policy.chunk)
+        train_rows, valid_rows = _split(store, len(episodes), config)
+        samples = gather(dataset, store, network, episodes)
         _loop(state, samples, train_rows, valid_rows, config, out, progress)
     _write_policy(kind, state.averaged, dataset, store, encoder, out)
     (out / "state.pt").unlink(missing_ok=True)
@@ -131,13 +121,20 @@ def load_policy(
         chosen = Encoder(
             encoder.backbone, dataclasses.replace(known, engine=engine, precision=precision or known.precision)
         )
-        policy: Policy = registry.neck().restore(module, description, chosen.to(encoder.device), weights)
+        policy: Policy = registry.acting().restore(module, description, chosen.to(encoder.device), weights)
     except S2RobotError:
         raise
     except Exception as error:  # safetensors, json keys, state dict: all mean the same to the reader
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CorruptFile(folder, reason, "Train it again, or restore it from a copy") from error
     return policy
+
+
+def _episodes(dataset: DemoDataset, config: TrainConfig) -> range:
+    """The demonstrations learned from: the dataset's first."""
+    if not 0 <= config.demos <= len(dataset):
+        raise InvalidInput(f"--train.demos is {config.demos}; {dataset.path} has {len(dataset)} demonstrations")
+    return range(config.demos or len(dataset))
 
 
 class _TrainState:
@@ -202,12 +199,13 @@ def _loop(
 
 def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfig) -> float:
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
-    batch = rows[torch.randint(len(rows), (config.batch,), generator=generator)]
+    windows = max(1, config.batch // samples.window.shape[1])
+    batch = rows[torch.randint(len(rows), (windows,), generator=generator)]
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout and noise
     for group in state.optimizer.param_groups:
         group["lr"] = _lr(config, state.step)
     state.network.train()
-    loss = state.network.loss(*samples.take(batch))  # type: ignore[operator]
+    loss = state.network.batch_loss(samples.take(batch))  # type: ignore[operator]
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
@@ -221,7 +219,7 @@ def _valid_loss(network: Any, samples: Samples, rows: Tensor) -> float | None:
     if not len(rows):
         return None
     network.eval()
-    losses = [float(network.loss(*samples.take(part))) * len(part) for part in rows.split(256)]
+    losses = [float(network.batch_loss(samples.take(part))) * len(part) for part in rows.split(256)]
     return sum(losses) / len(rows)
 
 
@@ -233,10 +231,15 @@ def _lr(config: TrainConfig, step: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
 
 
-def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, encoder: EncoderConfig) -> nn.Module:
+def _network(
+    kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, encoder: EncoderConfig, episodes: range
+) -> nn.Module:
     """A fresh network for these shapes, its compression and normalisation fitted to the demonstrations."""
     module = registry.policy_module(kind)
-    frames, views, channels, height, width = store.map.shape
+    frames = int(store.rows(episodes[-1])[0][-1]) + 1
+    spread = np.linspace(0, frames - 1, min(frames, 400)).astype(int)  # enough tokens for a covariance
+    seen = tokens(store, spread, policy.tokens)
+    _, views, channels, height, width = seen.shape
     groups = encoder.groups
     first = dataset.episode(0)
     shapes = registry.neck().Shapes(
@@ -244,39 +247,17 @@ def _network(kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, 
         0 if first.goal is None else first.goal.shape[1],
     )  # fmt: skip
     network: nn.Module = module.NETWORK(policy, shapes)
-    spread = np.linspace(0, frames - 1, min(frames, 400)).astype(int)  # enough tokens for a covariance
-    network.compression.fit(_maps(store, spread))  # type: ignore[union-attr, operator]
-    states = torch.from_numpy(np.concatenate([episode.proprioception for episode in dataset]))
+    network.compression.fit(seen)  # type: ignore[union-attr, operator]
+    states = torch.from_numpy(np.concatenate([dataset.episode(k).proprioception for k in episodes]))
     network.proprioception_mean.copy_(states.mean(dim=0))  # type: ignore[operator]
     network.proprioception_std.copy_(states.std(dim=0).clamp_min(1e-4))  # type: ignore[operator]
     return network
 
 
-@torch.no_grad()
-def _samples(dataset: DemoDataset, store: FeatureStore, network: Any, chunk: int) -> Samples:
-    pieces = np.array_split(np.arange(len(store)), max(1, len(store) // 128))
-    maps = [network.compression(_maps(store, rows)).half() for rows in pieces]
-    states, goals, actions, valid = [], [], [], []
-    for k, episode in enumerate(dataset):
-        _, steps = store.rows(k)
-        ahead = steps[:, None] + np.arange(chunk)  # (n, A)
-        states.append(episode.proprioception[steps])
-        goals.append(np.zeros((len(steps), 0), np.float32) if episode.goal is None else episode.goal[steps])
-        actions.append(episode.actions[ahead.clip(max=len(episode) - 1)])
-        valid.append((ahead < len(episode)).astype(np.float32))
-    parts = (torch.from_numpy(np.concatenate(part)) for part in (states, goals, actions, valid))
-    return Samples(torch.cat(maps), *parts)
-
-
-def _maps(store: FeatureStore, rows: np.ndarray[Any, Any]) -> Tensor:
-    """Some rows of the stored maps, copied: torch does not take read-only memory."""
-    return torch.from_numpy(np.array(store.map[rows]))
-
-
-def _split(dataset: DemoDataset, store: FeatureStore, config: TrainConfig) -> tuple[Tensor, Tensor]:
+def _split(store: FeatureStore, episodes: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
     rows = []
-    for episodes in dataset.split(config.valid_fraction, config.seed):
-        found = [np.asarray(store.rows(k)[0]) for k in episodes]
+    for part in split_episodes(episodes, config.valid_fraction, config.seed):
+        found = [np.asarray(store.rows(k)[0]) for k in part]
         rows.append(torch.from_numpy(np.concatenate(found) if found else np.zeros(0, int)))
     return rows[0], rows[1]
 
@@ -289,7 +270,7 @@ def _write_policy(
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, str(temporary))
     description = {
         "kind": kind,
-        **registry.neck().describe(network),
+        **registry.acting().describe(network),
         "encoder": dataclasses.asdict(encoder),
         "encoder_fingerprint": store.encoder_fingerprint,
         "task": dataset.env_args.get("task"),

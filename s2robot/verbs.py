@@ -149,7 +149,7 @@ def do_train(argv: Sequence[str]) -> int:
 
 def _kind(parser: argparse.ArgumentParser) -> None:
     kinds = ", ".join(registry.POLICIES)
-    parser.add_argument("--kind", default="bc", help=f"of policy: {kinds} (default: bc)")
+    parser.add_argument("--kind", default="bc-mlp", help=f"of policy: {kinds} (default: bc-mlp)")
 
 
 def do_eval(argv: Sequence[str]) -> int:

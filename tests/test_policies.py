@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from s2robot import files, registry
+from s2robot import files, registry, samples
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError, UnknownName
-from s2robot.policies.bc import BCConfig, BCNetwork
-from s2robot.policies.flow import FlowConfig, FlowNetwork
-from s2robot.policies.neck import Compression, Shapes
+from s2robot.policies.acting import FeaturePolicy
+from s2robot.policies.bc_mlp import BCConfig, BCNetwork
+from s2robot.policies.bc_rnn import Mixture, RNNConfig
+from s2robot.policies.neck import Batch, Compression, Shapes
 from s2robot.policies.readout import SpatialReadout
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.training import TrainConfig, load_policy, train
-from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Policy
+from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Features, Policy
 
 ENCODER = EncoderConfig(random_weights=True, scales=(1, 2))
 SHAPES = Shapes(views=2, scales=2, width=12, grid=(4, 4), proprioception=5, actions=4)
@@ -67,53 +68,205 @@ def test_compression_keeps_what_varies() -> None:
     torch.testing.assert_close(again.basis, compression.basis)
 
 
+def network_of(kind: str, **settings: Any) -> Any:
+    module = registry.policy_module(kind)
+    torch.manual_seed(0)
+    return module.NETWORK(module.CONFIG(**{"chunk": 4, "components": 6, **settings}), SHAPES)
+
+
+def batch_of(network: Any, windows: int = 3) -> Batch:
+    leading = (windows, network.config.context)
+    return Batch(
+        torch.randn(*leading, 2, 12, 4, 4),
+        torch.randn(*leading, 5),
+        torch.zeros(*leading, 0),
+        torch.rand(*leading, 4, 4) * 2 - 1,
+        torch.ones(*leading, 4),
+    )
+
+
 @pytest.mark.parametrize("kind", registry.POLICIES)
 def test_loss_ignores_what_lies_beyond_the_end_of_an_episode(kind: str) -> None:
-    module = registry.policy_module(kind)
-    network = module.NETWORK(module.CONFIG(chunk=4, components=6), SHAPES).eval()
-    maps, state = torch.randn(3, 2, 12, 4, 4), torch.randn(3, 5)
-    valid = torch.ones(3, 4)
-    valid[:, 2:] = 0
+    network = network_of(kind).eval()
+    batch = batch_of(network)
+    batch.valid[..., 2:] = 0
 
-    def gradient(actions: torch.Tensor) -> torch.Tensor:
-        """Of the loss by the actions: what it takes notice of."""
+    def loss(actions: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(0)
-        actions = actions.requires_grad_()
-        network.loss(maps, state, torch.zeros(len(maps), 0), actions, valid).backward()
-        return actions.grad
+        return network.batch_loss(batch._replace(actions=actions))
 
-    if kind == "bc":  # a flow sees the whole chunk at once: what is beyond is an input, never an answer
-        noticed = gradient(torch.zeros(3, 4, 4))
-        assert (noticed[:, :2] != 0).all() and (noticed[:, 2:] == 0).all()
-    torch.manual_seed(0)
+    actions = batch.actions.clone().requires_grad_()
+    loss(actions).backward()
+    noticed = actions.grad[:, -1] != 0  # of the last look, which all kinds learn from
+    assert noticed[:, :2].all()
+    if kind != "flow":  # a flow sees the whole chunk at once: what is beyond is an input, never an answer
+        assert not noticed[:, 2:].any()
+        beyond = batch.actions.clone()
+        beyond[..., 2:, :] = 1
+        assert loss(beyond) == loss(batch.actions)
+
+
+@pytest.mark.parametrize("kind", registry.POLICIES)
+def test_a_context_is_decided_by_and_its_order_counts(kind: str) -> None:
+    network = network_of(kind, context=3).eval()
+    looks, noise = torch.randn(2, 3, network.look_width), torch.Generator()
+
+    def decided(looks: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return network.predict(looks, noise.manual_seed(0))
+
+    for k in range(3):
+        changed = looks.clone()
+        changed[:, k] += 1
+        assert not torch.equal(decided(changed), decided(looks))
+    assert not torch.equal(decided(looks.flip(1)), decided(looks))
+
+
+def test_what_act_decides_after_a_look_knows_nothing_later() -> None:
+    network = network_of("act", context=3).eval()
+    looks = torch.randn(2, 3, network.look_width)
+    style = torch.zeros(2, 3, network.config.latent)
+    later = looks.clone()
+    later[:, 2] += 1
     with torch.no_grad():
-        first = network.loss(maps, state, torch.zeros(len(maps), 0), torch.zeros(3, 4, 4), valid)
-        valid[:, :2], valid[:, 2:] = 0, 1
-        torch.manual_seed(0)
-        assert network.loss(maps, state, torch.zeros(len(maps), 0), torch.zeros(3, 4, 4), valid) != first
+        one, other = network(looks, style), network(later, style)
+    torch.testing.assert_close(one[:, :2], other[:, :2], rtol=0, atol=1e-6)
+    assert (one[:, 2] - other[:, 2]).abs().max() > 1e-3
 
 
-def test_a_flow_draws_each_of_two_ways_and_nothing_between() -> None:
-    """Where demonstrations go left or right, bc goes down the middle and a flow does not."""
+def test_a_mixture_is_a_density() -> None:
+    """It integrates to one, and coordinates that do not count change nothing."""
+    torch.manual_seed(0)
+    mixture = Mixture(3, modes=4, outputs=2, smallest_std=0.05)
+    x = torch.randn(3)
+    axis = torch.linspace(-9, 9, 1201)
+    values = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1)
+    density = mixture.log_density(x, values, torch.ones_like(values)).exp()
+    assert float(density.detach().sum() * (axis[1] - axis[0]) ** 2) == pytest.approx(1, abs=0.01)
+    first = torch.tensor([1.0, 0.0]).expand_as(values)
+    alone = mixture.log_density(x, values, first)
+    assert torch.equal(alone[:, 0], alone[:, -1])
+
+
+@pytest.mark.parametrize("kind", ["flow", "bc-rnn"])
+def test_two_ways_are_kept_apart_where_their_mean_is_neither(kind: str) -> None:
+    """Where demonstrations go left or right, bc goes down the middle; these draw one way for the whole chunk."""
     torch.manual_seed(0)
     shapes = Shapes(views=1, scales=1, width=4, grid=(2, 2), proprioception=1, actions=1)
-    config = FlowConfig(chunk=2, components=4, queries=1, hidden=64, dropout=0.0, proprioception_noise=0.0, steps=10)
-    flow = FlowNetwork(config, shapes)
-    middle = BCNetwork(BCConfig(chunk=2, components=4, queries=1, hidden=64, dropout=0.0), shapes)
-    maps, state, goal = torch.zeros(256, 1, 4, 2, 2), torch.zeros(256, 1), torch.zeros(256, 0)
-    for network in (flow, middle):
-        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-        for _ in range(300):
-            side = torch.randint(0, 2, (64, 1, 1)).float().expand(-1, 2, -1) * 1.6 - 0.8
-            optimizer.zero_grad()
-            network.loss(maps[:64], state[:64], goal[:64], side, torch.ones(64, 2)).backward()
-            optimizer.step()
-    noise = torch.Generator().manual_seed(1)
+    module, small = registry.policy_module(kind), {"chunk": 2, "execute": 1, "components": 4, "queries": 1}
+    network = module.NETWORK(module.CONFIG(**small, context=1, hidden=64, proprioception_noise=0.0), shapes)
+    looks = torch.zeros(256, 1, network.look_width)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(300):
+        side = torch.randint(0, 2, (64, 1, 1, 1)).float().expand(-1, -1, 2, -1) * 1.6 - 0.8
+        optimizer.zero_grad()
+        network.loss(looks[:64], side, torch.ones(64, 1, 2)).backward()
+        optimizer.step()
     with torch.no_grad():
-        drawn = flow.eval().predict(maps, state, goal, noise)
+        drawn = network.eval().predict(looks, torch.Generator().manual_seed(1))
     assert ((drawn.abs() - 0.8).abs() < 0.25).float().mean() > 0.9
     assert 0.3 < (drawn[:, 0, 0] > 0).float().mean() < 0.7
     assert (drawn[:, 0].sign() == drawn[:, 1].sign()).float().mean() > 0.95  # one way for the whole chunk
+
+
+def test_disturbances_of_training_are_none_in_acting() -> None:
+    settings = {"feature_noise": 0.3, "token_dropout": 0.5, "proprioception_dropout": 0.5}
+    network = network_of("bc-mlp", **settings)
+    maps, state, goal = torch.randn(64, 2, 12, 4, 4), torch.randn(64, 5), torch.zeros(64, 0)
+    network.train()
+    assert not torch.equal(network.look(maps, state, goal), network.look(maps, state, goal))
+    blank, noisy = network._disturbed(torch.ones_like(maps), state)
+    kept = (blank != 0).all(dim=2)  # (B, V, h, w): whole tokens
+    assert torch.equal(kept, (blank != 0).any(dim=2)) and 0.4 < kept.float().mean() < 0.6
+    assert 0.3 < (noisy == 0).all(dim=1).float().mean() < 0.7
+    network.eval()
+    assert torch.equal(network.look(maps, state, goal), network.look(maps, state, goal))
+
+
+def test_windows_are_looks_execute_steps_apart_and_begin_with_the_first() -> None:
+    """Two episodes, every second step encoded, looks four steps apart."""
+    config = RNNConfig(context=3, execute=4)
+    steps = [np.arange(0, 12, 2), np.arange(0, 5, 2)]
+    windows = samples._windows(steps, config, stride=2)
+    assert windows[:6].tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 2, 4], [1, 3, 5]]
+    assert windows[6:].tolist() == [[6, 6, 6], [6, 6, 7], [6, 6, 8]]
+
+
+def test_acting_gives_its_network_the_windows_of_training() -> None:
+    """Asked every `execute` steps, or oftener: the looks are as far apart as they were."""
+    seen: list[list[float]] = []
+
+    class Listening(BCNetwork):
+        def look(self, compressed: Any, proprioception: torch.Tensor, goal: Any) -> torch.Tensor:
+            return proprioception[:, :1]
+
+        def predict(self, looks: torch.Tensor, noise: Any) -> torch.Tensor:
+            seen.append(looks[0, :, 0].tolist())
+            return torch.zeros(1, 8, 4)
+
+    policy = FeaturePolicy(None, Listening(BCConfig(context=3, execute=4), SHAPES))  # type: ignore[arg-type]
+    features = Features(torch.zeros(1, 2, 24, 4, 4), torch.zeros(1, 2, 16, 24), torch.zeros(1, 2, 24))
+    for t in range(0, 20, 4):
+        policy.decide(features, np.full(5, t, np.float32))
+    assert seen == [[0, 0, 0], [0, 0, 4], [0, 4, 8], [4, 8, 12], [8, 12, 16]]
+    policy.execute = 2
+    seen.clear()
+    for t in range(0, 14, 2):
+        policy.decide(features, np.full(5, t, np.float32))
+    assert seen == [[0, 0, 0], [0, 0, 2], [0, 0, 4], [0, 2, 6], [0, 4, 8], [2, 6, 10], [4, 8, 12]]
+    with pytest.raises(InvalidInput, match="must divide 4"):
+        policy.execute = 3
+    with pytest.raises(InvalidInput, match="chunks have 8 actions"):
+        policy.execute = 9
+
+
+@pytest.mark.parametrize("tokens", ["cls", "mean"])
+def test_cls_and_mean_train_and_act(trained: tuple[Path, Path], tokens: str) -> None:
+    if kind_of(trained) != "bc-mlp":
+        pytest.skip("the same for all kinds")
+    _, dataset = trained
+    store = encode_dataset(dataset, ENCODER, dataset.parent / "features", workers=1)
+    from s2robot.datasets import DemoDataset
+
+    config = TrainConfig(steps=5, batch=16)
+    out = train(DemoDataset(dataset), store, ENCODER, BCConfig(tokens=tokens), config, dataset.parent / tokens)
+    policy = load_policy(out)
+    assert policy.network.shapes.grid == (1, 1)
+    assert policy.act({FRAMES: episode(0).frames[0], PROPRIOCEPTION: episode(0).proprioception[0]}).shape == (8, 4)
+
+
+def test_a_context_between_encoded_steps_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    from s2robot.datasets import DemoDataset
+
+    _, dataset = trained
+    store = encode_dataset(dataset, ENCODER, dataset.parent / "features", workers=1, stride=3)
+    with pytest.raises(InvalidInput, match=r"every 4 steps .* every 3th is encoded"):
+        train(DemoDataset(dataset), store, ENCODER, RNNConfig(), TrainConfig(steps=5), tmp_path)
+
+
+def test_only_so_many_demonstrations_are_learned_from(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """A file of the first three gives the same policy as three of six, but for the dataset's name."""
+    from s2robot.datasets import DemoDataset, write_dataset
+
+    _, dataset = trained
+    three = write_dataset(tmp_path / "three.hdf5", [episode(k) for k in range(3)], {"task": "Lift"}, ["a", "b"])
+    results = []
+    for data, demos in ((DemoDataset(dataset), 3), (three, 0)):
+        store = encode_dataset(data.path, ENCODER, tmp_path / "features", workers=1)
+        out = tmp_path / f"run-{demos}"
+        train(data, store, ENCODER, BCConfig(), TrainConfig(steps=5, batch=16, demos=demos), out)
+        results.append((out / "policy.safetensors").read_bytes())
+    assert results[0] == results[1]
+    with pytest.raises(InvalidInput, match="has 6 demonstrations"):
+        train(DemoDataset(dataset), store, ENCODER, BCConfig(), TrainConfig(demos=7), tmp_path / "run-7")
+
+
+def test_hyper_parameters_that_cannot_be_are_refused() -> None:
+    for wrong in ({"execute": 9}, {"context": 0}, {"token_dropout": 1.0}, {"tokens": "clss"}):
+        with pytest.raises(S2RobotError):
+            BCConfig(**wrong)
+    with pytest.raises(InvalidInput, match="multiple of the heads"):
+        registry.policy_module("act").CONFIG(width=100, heads=3)
 
 
 def test_noise_is_the_same_in_every_episode(trained: tuple[Path, Path]) -> None:
@@ -124,7 +277,8 @@ def test_noise_is_the_same_in_every_episode(trained: tuple[Path, Path]) -> None:
     policy.reset()
     for before in first:
         np.testing.assert_array_equal(policy.act(seen), before)
-    assert np.array_equal(*first) == (kind_of(trained) != "flow")
+    if kind_of(trained) == "flow":  # and not the same at every step of it
+        assert not np.array_equal(*first)
 
 
 @pytest.fixture(scope="module", params=registry.POLICIES)
@@ -190,7 +344,8 @@ def test_every_policy_keeps_the_contract(trained: tuple[Path, Path]) -> None:
 def test_training_leads_to_the_actions_shown(trained: tuple[Path, Path]) -> None:
     _, dataset = trained
     store = encode_dataset(dataset, ENCODER, dataset.parent / "features", workers=1)
-    run(dataset.parent, store, dataset.parent / "longer", kind_of(trained), steps=200)
+    kind = kind_of(trained)
+    run(dataset.parent, store, dataset.parent / "longer", kind, steps=200, batch=16 * hyper(kind).context)
     policy = load_policy(dataset.parent / "longer")
     wanted, found = [], []
     for seed in range(6):
@@ -234,9 +389,11 @@ def test_training_leaves_the_encoder_as_it_was(trained: tuple[Path, Path]) -> No
     policy.network.train()
     policy.encoder.train()
     features = policy.encoder(frame)
-    network, state = policy.network, torch.zeros(1, 5)
-    actions, valid = torch.ones(1, network.config.chunk, 4), torch.ones(1, network.config.chunk)
-    network.loss(network.compression(features.map), state, torch.zeros(1, 0), actions, valid).backward()
+    network, chunk = policy.network, policy.network.config.chunk
+    look = network.look(network.compression(features.map), torch.zeros(1, 5), torch.zeros(1, 0))
+    looks = look[:, None].expand(-1, network.config.context, -1)
+    actions = torch.ones(*looks.shape[:2], chunk, 4)
+    network.loss(looks, actions, torch.ones(*looks.shape[:2], chunk)).backward()
     optimizer.step()
     torch.testing.assert_close(policy.encoder(frame).map, before(frame).map, rtol=0, atol=0)
     assert policy.encoder.fingerprint == before.fingerprint
@@ -260,6 +417,19 @@ def test_a_policy_refuses_an_encoder_it_was_not_trained_on(trained: tuple[Path, 
         load_policy(folder)
 
 
+def test_a_policy_of_an_older_version_still_acts(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """Before there were others, bc-mlp was called bc, and had neither a context nor a choice of tokens."""
+    if kind_of(trained) != "bc-mlp":
+        pytest.skip("others did not exist")
+    folder = copied(trained[0], tmp_path)
+    description = files.read_json(folder / "policy.json")
+    for name in ("context", "tokens", "feature_noise", "token_dropout", "proprioception_dropout"):
+        del description["config"][name]
+    files.write_json(folder / "policy.json", {**description, "kind": "bc"})
+    seen = {FRAMES: episode(0).frames[0], PROPRIOCEPTION: episode(0).proprioception[0]}
+    np.testing.assert_array_equal(load_policy(folder).act(seen), load_policy(trained[0]).act(seen))
+
+
 @pytest.mark.parametrize("name", ["policy.safetensors", "policy.json"])
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.95])
 def test_a_damaged_policy_is_a_clear_error(trained: tuple[Path, Path], tmp_path: Path, name: str, keep: float) -> None:
@@ -273,8 +443,8 @@ def test_a_damaged_policy_is_a_clear_error(trained: tuple[Path, Path], tmp_path:
 def test_a_missing_policy_says_how_to_train_one(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="s2robot train"):
         load_policy(tmp_path)
-    with pytest.raises(UnknownName, match="Did you mean 'bc'"):
-        registry.policy_module("cb")
+    with pytest.raises(UnknownName, match="Did you mean 'bc-mlp'"):
+        registry.policy_module("bc-mpl")
 
 
 def test_nan_in_the_loss_stops_training_and_names_the_step(trained: tuple[Path, Path], tmp_path: Path) -> None:

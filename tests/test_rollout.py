@@ -12,7 +12,7 @@ from s2robot.collect import SEEDS_PER_RUN, CollectConfig, Disturbance, _first_su
 from s2robot.encoder import EncoderConfig
 from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.errors import InvalidInput
-from s2robot.policies.bc import BCConfig
+from s2robot.policies.bc_mlp import BCConfig
 from s2robot.rollout import (
     EVALUATION_SEED,
     EvalConfig,
