@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from s2robot.envs.quiet import quiet
 from s2robot.envs.robots import finger_names
 from s2robot.envs.task import OSC_POSE_INPUTS, TaskSpec
 from s2robot.errors import InvalidInput, MissingExtra, UnknownName, require
@@ -30,12 +31,13 @@ def robosuite_task(name: str, known: tuple[str, ...], robot: str = "Panda") -> T
         UnknownName: with the nearest name there is.
         InvalidInput: it takes two arms.
     """
-    try:
-        require("robosuite", extra="sim", purpose=f"The task {name}")
-    except MissingExtra:
-        raise UnknownName("task", name, known, "s2robot list tasks") from None
-    from robosuite.environments.base import REGISTERED_ENVS
-    from robosuite.environments.manipulation.two_arm_env import TwoArmEnv
+    with quiet():
+        try:
+            require("robosuite", extra="sim", purpose=f"The task {name}")
+        except MissingExtra:
+            raise UnknownName("task", name, known, "s2robot list tasks") from None
+        from robosuite.environments.base import REGISTERED_ENVS
+        from robosuite.environments.manipulation.two_arm_env import TwoArmEnv
 
     single = {key for key, kind in REGISTERED_ENVS.items() if not issubclass(kind, TwoArmEnv)}
     if name in REGISTERED_ENVS and name not in single:

@@ -22,9 +22,10 @@ from s2robot import gl
 from s2robot.envs import osc
 from s2robot.envs.extras import Extras, field_names
 from s2robot.envs.physics import place_bodies, put_state
+from s2robot.envs.quiet import quiet
 from s2robot.envs.renderer import FrameRenderer
 from s2robot.envs.shifts import Shift, ShiftedLooks
-from s2robot.envs.suite import make_robosuite, quiet, reseed
+from s2robot.envs.suite import make_robosuite, reseed
 from s2robot.envs.task import Privileged, TaskSpec, checked_actions, command_of, proprioception
 from s2robot.errors import UnknownName, UsageError
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from s2robot.envs import TASKS, make_env
 from s2robot.envs.bridge import FIDELITIES, RobosuiteEnv
 from s2robot.envs.physics import place_bodies, put_state
+from s2robot.envs.quiet import quiet
 from s2robot.envs.renderer import FrameRenderer
-from s2robot.envs.suite import quiet
 from s2robot.errors import InvalidInput, S2RobotError, require
 
 if TYPE_CHECKING:

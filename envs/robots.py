@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s2robot.envs.quiet import quiet
 from s2robot.errors import InvalidInput, UnknownName, require
 
 ROBOTS = ("Panda", "Sawyer", "UR5e", "IIWA", "Kinova3", "Jaco", "XArm7")
@@ -45,13 +46,14 @@ def finger_names(robot: str, gripper: str = "default") -> tuple[str, ...]:
     if robot == "Panda" and gripper == "default":
         return SLIDING["PandaGripper"]  # without the second it takes to import robosuite
     check_robot(robot)
-    require("robosuite", extra="sim", purpose=f"The robot {robot}")
-    from robosuite.models.grippers import GRIPPER_MAPPING
-    from robosuite.models.robots.robot_model import create_robot
+    with quiet():
+        require("robosuite", extra="sim", purpose=f"The robot {robot}")
+        from robosuite.models.grippers import GRIPPER_MAPPING
+        from robosuite.models.robots.robot_model import create_robot
 
-    if gripper == "default":
-        gripper = create_robot(robot).default_gripper["right"]
-    joints = [joint.removeprefix("gripper0_").removesuffix("_joint") for joint in GRIPPER_MAPPING[gripper]().joints]
+        if gripper == "default":
+            gripper = create_robot(robot).default_gripper["right"]
+        joints = [joint.removeprefix("gripper0_").removesuffix("_joint") for joint in GRIPPER_MAPPING[gripper]().joints]
     return SLIDING.get(gripper, tuple(joints))
 
 

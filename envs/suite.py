@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from s2robot.envs.quiet import quiet
 from s2robot.envs.robots import check_robot
 from s2robot.envs.task import TaskSpec
 from s2robot.errors import require
@@ -60,16 +58,3 @@ def _samplers(sampler: Any) -> Iterator[Any]:
     yield sampler
     for inner in getattr(sampler, "samplers", {}).values():
         yield from _samplers(inner)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """robosuite warns of optional robots at import, names a file at every make, and asks everybody for EGL."""
-    before, chosen = logging.root.manager.disable, os.environ.get("MUJOCO_GL")
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        if chosen is None:
-            os.environ.pop("MUJOCO_GL", None)  # else our own choice would take it for the user's

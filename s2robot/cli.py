@@ -40,6 +40,8 @@ _HOMES = {  # the others are in s2robot.verbs
     "view": "s2robot.dataset_verbs",
     "render": "s2robot.dataset_verbs",
     "convert": "s2robot.dataset_verbs",
+    "train": "s2robot.policy_verbs",
+    "eval": "s2robot.policy_verbs",
     "probe": "s2robot.probe_verb",
     "bench": "s2robot.encoder_verbs",
     "export": "s2robot.encoder_verbs",

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from s2robot import registry
+
 
 def parser(verb: str, purpose: str, example: str, key: str = "--collect.noise 0.2") -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
@@ -23,6 +25,11 @@ def shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
         parser.add_argument(
             f"--{name}", dest=f"={key}", metavar=name.upper(), help=f"short for --{key}" if key != name else key
         )
+
+
+def policy_kind(parser: argparse.ArgumentParser) -> None:
+    kinds = ", ".join(registry.POLICIES)
+    parser.add_argument("--kind", default="bc-mlp", help=f"of policy: {kinds} (default: bc-mlp)")
 
 
 def overrides(options: argparse.Namespace, rest: Sequence[str]) -> Any:

@@ -2,6 +2,7 @@
 
     s2robot compare runs/a runs/b                                    one run an arm
     s2robot compare s2=runs/a0,runs/a1,runs/a2 base=runs/b0,runs/b1,runs/b2     three training seeds an arm
+    s2robot compare runs/s2 runs/base                                the same, of `train --seeds`
 
 What an arm does on a seed is compared with what the others do on that seed, so that a hard start counts for no one.
 With one run an arm, difference and verdict are `statistics.paired_difference`'s. With several, the runs are a sample
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from s2robot import bootstrap, statistics
 from s2robot.errors import InvalidInput
 from s2robot.rollout import read_results
+from s2robot.runs import seed_folders
 
 LOGS = ("episodes-exact.jsonl", "episodes.jsonl")  # what is read of a run: of `eval` at exact fidelity, and of `demo`
 POINTS = 0.10  # the difference that is asked about: how many episodes would resolve it
@@ -119,7 +121,8 @@ def _parse(word: str) -> tuple[str, list[str]]:
     found = [run for run in (runs if equals else name).split(",") if run]
     if not found:
         raise InvalidInput(f"{word!r} names no run; expected RUN, RUN,RUN or NAME=RUN,RUN")
-    return (name if equals else found[0]), found
+    each = [str(folder) for run in found for folder in seed_folders(Path(run)) or [Path(run)]]
+    return (name if equals else found[0]), each
 
 
 def _read(run: Path, log: str) -> dict[int, bool]:

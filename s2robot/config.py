@@ -6,6 +6,7 @@ defaults of the dataclass  <-  configs/<name>.yaml  <-  --collect.demos 60 --enc
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import types
 import typing
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import draccus
 import yaml
 from draccus.utils import ParsingError
 
+from s2robot import files
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 
 Config = TypeVar("Config")
@@ -53,6 +55,34 @@ def load(schema: type[Config], source: str | None = None, overrides: Sequence[st
 def dump(config: Any) -> str:
     """The resolved config as YAML."""
     return str(yaml.safe_dump(draccus.encode(config), sort_keys=False))
+
+
+def keep(config: Any, out: Path) -> None:
+    """Write a run's config into its folder, or hold it against the one that is there: a run is never two.
+
+    Raises:
+        InvalidInput: the folder holds a run with other settings; says which.
+    """
+    path, now = out / "config.yaml", dump(config)
+    if not path.exists():
+        with files.atomic(path) as temporary:
+            temporary.write_text(now, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != now:
+        before, after = (_lines(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), now))
+        gone, come = sorted(before.items() - after.items()), dict(after)
+        changed = [f"{key}: {value} -> {come.get(key, 'none')}" for key, value in gone]
+        changed += [f"{key}: none -> {come[key]}" for key in sorted(after.keys() - before.keys())]
+        raise InvalidInput(
+            f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another --out, or:"
+            f" rm -r {shlex.quote(str(out))}"
+        )
+
+
+def _lines(tree: Any, prefix: str = "") -> dict[str, str]:
+    """Every dotted key of a config with its value as text."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: str(tree)}
+    return {line: text for key, value in tree.items() for line, text in _lines(value, f"{prefix}{key}.").items()}
 
 
 def names() -> list[str]:

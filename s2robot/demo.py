@@ -29,7 +29,6 @@ from s2robot import files, machine, pictures, progress, registry, statistics, tr
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
-from s2robot.errors import InvalidInput
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.report import write_report
 from s2robot.rollout import STAGES, EpisodeResult, EvalConfig, evaluate, make_env_for, record_episode
@@ -78,7 +77,7 @@ def demo(config: DemoConfig, console: Console) -> Path:
     """
     config = _seeded(config)
     out = Path(config.out)
-    _same_config(config, out)
+    configuration.keep(dataclasses.replace(config, out="."), out)
     clock = StageClock(out / "stages.json")
     with clock.stage("collect"), progress.bar("collect", console) as report:
         dataset = collect(config.collect, out / "demos.hdf5", report)
@@ -239,17 +238,3 @@ def _seeded(config: DemoConfig) -> DemoConfig:
         collect=dataclasses.replace(config.collect, seed=config.seed),
         train=dataclasses.replace(config.train, seed=config.seed),
     )
-
-
-def _same_config(config: DemoConfig, out: Path) -> None:
-    path, now = out / "config.yaml", configuration.dump(dataclasses.replace(config, out="."))
-    if not path.exists():
-        with files.atomic(path) as temporary:
-            temporary.write_text(now, encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != now:
-        before, after = path.read_text(encoding="utf-8").splitlines(), now.splitlines()
-        changed = [f"{a.strip()} -> {b.strip()}" for a, b in zip(before, after, strict=False) if a != b]
-        raise InvalidInput(
-            f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another --out, or:"
-            f" rm -r {shlex.quote(str(out))}"
-        )

@@ -110,6 +110,11 @@ def acting() -> Any:
     return importlib.import_module("s2robot.policies.acting")
 
 
+def wrappers() -> Any:
+    """Policies around policies: `s2robot.policies.wrappers`."""
+    return importlib.import_module("s2robot.policies.wrappers")
+
+
 def policy_kind(config: object) -> str:
     """The kind whose hyper-parameters these are."""
     for kind in POLICIES:

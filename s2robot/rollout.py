@@ -6,6 +6,7 @@ of one control cycle: render, encode, act, then `policy.execute` control steps.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +51,15 @@ class EvalConfig:
     workers: int = 0  # processes; 0 takes every core
     engine: str = "auto"  # who computes the features, see `s2robot.engines`
     precision: str | None = None  # default: what the policy was trained on
+    execute: int = 0  # actions of a chunk before looking again; 0: as the policy was trained
+    ensemble: bool = False  # look at every step and average what all chunks say of it (ACT's temporal ensembling)
+
+    @property
+    def label(self) -> str:
+        """What names a log: all that changes results, but the seeds."""
+        looks = re.sub("[:,/]", "-", self.shift)
+        acting = "ensemble" if self.ensemble else f"execute{self.execute}" if self.execute else ""
+        return "-".join(filter(None, (self.fidelity, self.precision, looks, acting)))
 
 
 def rollout(
@@ -102,6 +112,8 @@ def evaluate(
     """
     if config.episodes < 1:
         raise InvalidInput(f"--episodes is {config.episodes}; ask for at least 1")
+    if config.ensemble and config.execute > 1:
+        raise InvalidInput("--ensemble looks at every step: leave --execute out")
     description = files.read_json(policy_folder / "policy.json")
     seeds = range(config.seed, config.seed + config.episodes)
     results = {r.seed: r for r in read_results(log) if r.seed in seeds}
@@ -139,6 +151,10 @@ def make_env_for(description: dict[str, Any], fidelity: str, shift: str = "") ->
 
 def _make(folder: Path, description: dict[str, Any], config: EvalConfig) -> tuple[Policy, RobosuiteEnv]:
     policy = registry.load_policy(folder, engine=config.engine, precision=config.precision)
+    if config.execute:
+        policy.execute = config.execute
+    if config.ensemble:
+        policy = registry.wrappers().TemporalEnsemble(policy)
     return policy, make_env_for(description, config.fidelity, config.shift)
 
 

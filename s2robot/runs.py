@@ -22,6 +22,8 @@ from typing import Any
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.files import read_json, read_jsonl
 
+SEED_FOLDER = "seed-{}"  # in one folder, runs that differ by their training seed alone
+
 NUMBER, TEXT, FLAG = (int, float), str, bool
 ANY_KEY = "*"
 
@@ -145,3 +147,9 @@ def _says_nothing(value: Any) -> bool:
 def _expect(fits: bool, value: Any, wanted: str, where: str) -> None:
     if not fits:
         raise TypeError(f"{where} is {str(value)[:60]!r}, expected {wanted}")
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """The runs of `train --seeds` in a folder, by seed; none where it is one run itself."""
+    found = [path for path in folder.glob(SEED_FOLDER.format("*")) if path.is_dir()]
+    return sorted(found, key=lambda path: (len(path.name), path.name))

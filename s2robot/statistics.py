@@ -38,6 +38,11 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return low, high
 
 
+def percent(rate: float, low: float, high: float) -> str:
+    """A rate and its interval in words."""
+    return f"{100 * rate:.0f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """Success rate of A minus that of B over the same seeds."""

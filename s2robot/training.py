@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class TrainConfig:
     valid_fraction: float = 0.05  # of the episodes, for the curve only
     seed: int = 0
     checkpoint_every: int = 250
+    snapshots: int = 0  # earlier weights that are kept too, evenly over the second half of the steps
 
 
 def train(
@@ -81,8 +83,9 @@ def train(
         state.restore(out / "state.pt")
         train_rows, valid_rows = _split(store, len(episodes), config)
         samples = gather(dataset, store, network, episodes)
-        _loop(state, samples, train_rows, valid_rows, config, out, progress)
-    _write_policy(kind, state.averaged, dataset, store, encoder, out)
+        describe = partial(_description, kind, dataset, store, encoder)
+        _loop(state, samples, train_rows, valid_rows, config, out, progress, describe)
+    _write_policy(state.averaged.module, describe, out)
     (out / "state.pt").unlink(missing_ok=True)
     (out / "done").touch()
     return out
@@ -175,7 +178,9 @@ def _loop(
     config: TrainConfig,
     out: Path,
     progress: Progress,
+    describe: Callable[[Any], dict[str, Any]],
 ) -> None:
+    kept = {config.steps - round(k * config.steps / 2 / (config.snapshots + 1)) for k in range(1, config.snapshots + 1)}
     files.keep_lines(out / "metrics.jsonl", lambda row: row["step"] <= state.step)  # later ones are taken again
     began, network = time.monotonic(), state.network
     with files.JsonLines(out / "metrics.jsonl") as metrics:
@@ -192,6 +197,8 @@ def _loop(
                 row: dict[str, Any] = {"step": state.step, "loss": loss, "lr": _lr(config, state.step - 1)}
                 row["valid_loss"] = _valid_loss(state.averaged.module, samples, valid_rows)
                 metrics.write({**row, "seconds": round(time.monotonic() - began, 2)})
+            if state.step in kept:
+                _write_policy(state.averaged.module, describe, out / "snapshots" / f"{state.step:06}")
             if state.step % config.checkpoint_every == 0:
                 state.save(out / "state.pt")
     network.eval()
@@ -262,13 +269,17 @@ def _split(store: FeatureStore, episodes: int, config: TrainConfig) -> tuple[Ten
     return rows[0], rows[1]
 
 
-def _write_policy(
-    kind: str, averaged: Any, dataset: DemoDataset, store: FeatureStore, encoder: EncoderConfig, out: Path
-) -> None:
-    network = averaged.module
+def _write_policy(network: Any, describe: Callable[[Any], dict[str, Any]], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     with files.atomic(out / "policy.safetensors") as temporary:
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, str(temporary))
-    description = {
+    files.write_json(out / "policy.json", describe(network))
+
+
+def _description(
+    kind: str, dataset: DemoDataset, store: FeatureStore, encoder: EncoderConfig, network: Any
+) -> dict[str, Any]:
+    return {
         "kind": kind,
         **registry.acting().describe(network),
         "encoder": dataclasses.asdict(encoder),
@@ -279,4 +290,3 @@ def _write_policy(
         "frame_size": dataset.frame_shape[1],
         "parameters": sum(p.numel() for p in network.parameters()),
     }
-    files.write_json(out / "policy.json", description)

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ from rich.table import Table
 from s2robot import command, files, progress, registry, statistics
 from s2robot import config as configuration
 from s2robot.dataset_verbs import dataset_rows
-from s2robot.errors import InvalidInput, UsageError
+from s2robot.errors import UsageError
 
 
 def do_demo(argv: Sequence[str]) -> int:
@@ -39,7 +37,7 @@ def do_demo(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--baselines", action="store_true", help="also train with the base scale alone and with random weights"
     )
-    _kind(parser)
+    command.policy_kind(parser)
     parser.add_argument(
         "--no-install", action="store_true", help="do not install what the simulator needs, only say it"
     )
@@ -56,7 +54,7 @@ def do_demo(argv: Sequence[str]) -> int:
     console = Console()
     page = run(configuration.load(run_schema(options.kind), name, overrides), console)
     summary = files.read_json(page.parent / "summary.json")
-    rate = _percent(summary["success_rate"], *summary["interval"])
+    rate = statistics.percent(summary["success_rate"], *summary["interval"])
     console.print(
         f"{summary['task']}: {summary['successes']} of {summary['episodes']} unseen placements: {rate}\n{page}",
         highlight=False,
@@ -111,79 +109,6 @@ def do_encode(argv: Sequence[str]) -> int:
     console.print(
         f"{store.folder}: {len(store)} steps, map {store.map.shape[1:]}, {encoder.name} at scales {encoder.scales}"
     )
-    return 0
-
-
-def do_train(argv: Sequence[str]) -> int:
-    from s2robot.datasets import DemoDataset
-    from s2robot.demo import run_schema
-    from s2robot.store import encode_dataset
-    from s2robot.training import train as run
-
-    parser = command.parser(
-        "train",
-        "Train a policy; encodes first what is not yet encoded.",
-        "s2robot train runs/lift.hdf5 --out runs/lift-bc --policy.hidden 512",
-    )
-    parser.add_argument("dataset", help="an HDF5 file of demonstrations")
-    parser.add_argument("--config", default="demo", help="a config by name or .yaml path (default: demo)")
-    _kind(parser)
-    command.shorthands(parser, out="out", seed="train.seed", steps="train.steps")
-    options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(run_schema(options.kind), options.config, command.overrides(options, rest))
-    console, dataset = Console(), DemoDataset(options.dataset)
-    root, workers = Path(options.dataset).parent / "features", config.encode.workers or None
-    with progress.bar("encode", console) as report:
-        store = encode_dataset(
-            dataset.path, config.encoder, root, stride=config.encode.stride, workers=workers, progress=report
-        )
-    with progress.bar("train", console) as report:
-        out = run(
-            dataset, store, config.encoder, config.policy, config.train, Path(config.out) / "policy", progress=report
-        )
-    with files.atomic(Path(config.out) / "config.yaml") as temporary:
-        temporary.write_text(configuration.dump(config), encoding="utf-8")
-    console.print(f"{out}: trained. Now: s2robot eval {config.out}")
-    return 0
-
-
-def _kind(parser: argparse.ArgumentParser) -> None:
-    kinds = ", ".join(registry.POLICIES)
-    parser.add_argument("--kind", default="bc-mlp", help=f"of policy: {kinds} (default: bc-mlp)")
-
-
-def do_eval(argv: Sequence[str]) -> int:
-    from s2robot.rollout import EvalConfig, evaluate
-
-    parser = command.parser(
-        "eval",
-        "Roll a trained policy out on seeds no demonstration used.",
-        "s2robot eval runs/demo --episodes 100 --shift all/test",
-    )
-    parser.add_argument("run", help="a run folder that holds policy/")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(EvalConfig, None, rest)
-    folder = Path(options.run) / "policy"
-    if not (folder / "policy.json").exists():
-        raise InvalidInput(f"No policy in {folder}. Train one: s2robot train --help")
-    console = Console(stderr=options.json)
-    looks = re.sub("[:,/]", "-", config.shift)
-    kind = "-".join(filter(None, (config.fidelity, config.precision, looks)))
-    log = Path(options.run) / f"episodes-{kind}.jsonl"
-    with progress.bar("evaluate", console) as report:
-        results = evaluate(folder, config, log, report)
-    wins = sum(r.success for r in results)
-    low, high = statistics.wilson(wins, len(results))
-    result = {"success_rate": wins / len(results), "successes": wins, "episodes": len(results), "interval": [low, high]}
-    result |= {"seed": config.seed, "fidelity": config.fidelity, "precision": config.precision}
-    result |= {"shift": config.shift, "log": str(log)}
-    if options.json:
-        print(json.dumps(result))
-    else:
-        console.print(
-            f"{wins} of {len(results)} succeeded: {_percent(wins / len(results), low, high)}", highlight=False
-        )
     return 0
 
 
@@ -251,10 +176,6 @@ def _policies() -> Any:
 
 def _configs() -> Any:
     return [{"name": name} for name in configuration.names()]
-
-
-def _percent(rate: float, low: float, high: float) -> str:
-    return f"{100 * rate:.0f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
 
 
 def _simulator_or_install(*, install: bool) -> None:

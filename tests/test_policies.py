@@ -380,6 +380,20 @@ def test_a_resumed_run_ends_with_the_same_weights(trained: tuple[Path, Path]) ->
     assert steps == sorted(set(steps))
 
 
+def test_snapshots_are_policies_of_the_second_half(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    if kind_of(trained) != "bc-mlp":
+        pytest.skip("the same for all kinds")
+    folder, path = trained
+    store = encode_dataset(path, ENCODER, path.parent / "features", workers=1)
+    out = run(path.parent, store, tmp_path / "run", "bc-mlp", steps=30, snapshots=2)
+    kept = sorted(each.name for each in (out / "snapshots").iterdir())
+    assert kept == ["000020", "000025"]
+    assert (out / "policy.safetensors").read_bytes() == (folder / "policy.safetensors").read_bytes()
+    seen = {FRAMES: episode(0).frames[0], PROPRIOCEPTION: episode(0).proprioception[0]}
+    acted = [load_policy(each).act(seen) for each in (out / "snapshots" / "000020", out / "snapshots" / "000025", out)]
+    assert not np.array_equal(acted[0], acted[1]) and not np.array_equal(acted[1], acted[2])
+
+
 def test_training_leaves_the_encoder_as_it_was(trained: tuple[Path, Path]) -> None:
     """Frozen: the bits before and after a training run, seen through a policy that holds the encoder."""
     frame = episode(1).frames[:1]  # (1, V, H, W, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from s2robot.rollout import (
     rollout,
     run_episode,
 )
+from s2robot.selection import ValidationConfig, select
 from s2robot.store import encode_dataset
 from s2robot.training import TrainConfig, load_policy, train
 from s2robot.types import FRAMES, PROPRIOCEPTION, Observation
@@ -155,3 +158,36 @@ def test_the_first_successes_in_order_are_kept() -> None:
     assert _first_successes(outcome, 5, 2) == [5, 7]
     assert _first_successes(outcome, 5, 3) == [5, 7]  # 8 is not known yet
     assert _first_successes({**outcome, 8: False}, 5, 3) == [5, 7, 9]
+
+
+def test_other_ways_to_execute_have_their_own_log_and_act_differently(policy_folder: Path, tmp_path: Path) -> None:
+    base = EvalConfig(episodes=1, seed=7, fidelity="fast", workers=1)
+    found = {}
+    for config in (base, replace(base, execute=2), replace(base, ensemble=True)):
+        found[config.label] = evaluate(policy_folder, config, tmp_path / config.label)[0]
+    assert set(found) == {"fast", "fast-execute2", "fast-ensemble"}
+    looks = [len(result.ms["act"]) / result.steps for result in found.values()]
+    assert looks == pytest.approx([1 / 4, 1 / 2, 1], abs=0.05)
+    with pytest.raises(InvalidInput, match="looks at every step"):
+        evaluate(policy_folder, replace(base, ensemble=True, execute=2), tmp_path / "x")
+
+
+def test_the_best_snapshot_is_kept_beside_the_last(policy_folder: Path, tmp_path: Path) -> None:
+    """Judged by rollouts; a selection that was killed goes on, and of equals the latest wins."""
+    run = tmp_path / "run"
+    shutil.copytree(policy_folder, run / "policy")
+    for step in ("000002", "000004"):
+        shutil.copytree(policy_folder, run / "policy" / "snapshots" / step)
+    config = ValidationConfig(episodes=2, workers=1)
+    log = run / "policy" / "snapshots" / "000002" / "validation.jsonl"
+    with files.JsonLines(log) as lines:  # as if it had been judged, and had won
+        for seed in (config.seed, config.seed + 1):
+            lines.write({"seed": seed, "success": True, "steps": 9, "reward": 1.0, "ms": {}})
+    (run / "policy" / "snapshots" / "000002" / "policy.safetensors").write_bytes(b"the winner's")
+    assert select(run, config) == run / "best"
+    assert (run / "best" / "policy" / "policy.safetensors").read_bytes() == b"the winner's"
+    table = files.read_json(run / "validation.json")
+    assert table["best"] == "000002" and [row["snapshot"] for row in table["snapshots"]] == ["000002", "000004", "last"]
+    log.write_text(log.read_text().replace("true", "false"))
+    select(run, config)
+    assert files.read_json(run / "validation.json")["best"] == "last"

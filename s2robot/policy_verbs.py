@@ -1,0 +1,133 @@
+"""The verbs `train` and `eval`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from s2robot import command, progress, statistics
+from s2robot import config as configuration
+from s2robot.errors import InvalidInput, UsageError
+from s2robot.runs import SEED_FOLDER, seed_folders
+
+SNAPSHOTS = 4  # that --validate chooses from, besides the last weights, unless told otherwise
+
+
+def do_train(argv: Sequence[str]) -> int:
+    """Train one policy, or one a seed."""
+    from s2robot.datasets import DemoDataset
+    from s2robot.demo import run_schema
+    from s2robot.store import encode_dataset
+
+    parser = command.parser(
+        "train",
+        "Train a policy; encodes first what is not yet encoded.",
+        "s2robot train runs/lift.hdf5 --out runs/lift-act --kind act --seeds 0,1,2 --validate 20",
+        key="--policy.hidden 512",
+    )
+    parser.add_argument("dataset", help="an HDF5 file of demonstrations")
+    parser.add_argument("--config", default="demo", help="a config by name or .yaml path (default: demo)")
+    command.policy_kind(parser)
+    parser.add_argument("--seeds", default=None, help="one run a seed, OUT/seed-0 and so on: 0,1,2")
+    parser.add_argument(
+        "--validate",
+        type=int,
+        default=0,
+        metavar="EPISODES",
+        help="judge snapshots by so many rollouts each, on seeds of their own; the best goes to OUT/best",
+    )
+    command.shorthands(
+        parser, out="out", seed="train.seed", steps="train.steps", demos="train.demos", snapshots="train.snapshots"
+    )
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(run_schema(options.kind), options.config, command.overrides(options, rest))
+    if options.validate and not config.train.snapshots:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, snapshots=SNAPSHOTS))
+    console, dataset = Console(), DemoDataset(options.dataset)
+    root, workers = Path(options.dataset).parent / "features", config.encode.workers or None
+    with progress.bar("encode", console) as report:
+        store = encode_dataset(
+            dataset.path, config.encoder, root, stride=config.encode.stride, workers=workers, progress=report
+        )
+    for seed in _seeds(options.seeds, config.train.seed):
+        out = Path(config.out) / SEED_FOLDER.format(seed) if options.seeds else Path(config.out)
+        run = dataclasses.replace(config, out=".", train=dataclasses.replace(config.train, seed=seed))
+        _train_one(dataset, store, run, out, options.validate, console)
+    console.print(f"Now: s2robot eval {config.out}", highlight=False)
+    return 0
+
+
+def _train_one(dataset: Any, store: Any, config: Any, out: Path, validate: int, console: Console) -> None:
+    from s2robot.selection import ValidationConfig, select
+    from s2robot.training import train
+
+    configuration.keep(config, out)
+    with progress.bar("train", console) as report:
+        policy = train(dataset, store, config.encoder, config.policy, config.train, out / "policy", progress=report)
+    console.print(f"{policy}: trained", highlight=False)
+    if validate:
+        with progress.bar("validate", console) as report:
+            best = select(out, ValidationConfig(validate), report)
+        console.print(f"{best}: the best of {config.train.snapshots + 1} by {validate} rollouts each", highlight=False)
+
+
+def _seeds(words: str | None, only: int) -> list[int]:
+    if words is None:
+        return [only]
+    parts = [part.strip() for part in words.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() for part in parts) or len(set(parts)) != len(parts):
+        raise UsageError(f"--seeds is {words!r}; expected different whole numbers from 0 on: 0,1,2")
+    return [int(part) for part in parts]
+
+
+def do_eval(argv: Sequence[str]) -> int:
+    """Roll a run out, or each run of `train --seeds`."""
+    from s2robot.rollout import EvalConfig
+
+    parser = command.parser(
+        "eval",
+        "Roll a trained policy out on seeds no demonstration used.",
+        "s2robot eval runs/demo --episodes 100 --shift all/test",
+        key="--fidelity fast",
+    )
+    parser.add_argument("run", help="a run folder that holds policy/, or one of `train --seeds`")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(EvalConfig, None, rest)
+    folders = seed_folders(Path(options.run)) or [Path(options.run)]
+    for folder in folders:
+        if not (folder / "policy" / "policy.json").exists():
+            raise InvalidInput(f"No policy in {folder / 'policy'}. Train one: s2robot train --help")
+    console = Console(stderr=options.json)
+    results = [_eval_one(folder, config, console, options.json) for folder in folders]
+    if options.json:
+        print(json.dumps(results[0] if len(results) == 1 else {"runs": results, "mean": _mean(results)}))
+    elif len(results) > 1:
+        console.print(
+            f"mean of {len(results)} runs: {100 * _mean(results):.1f} %; its interval: s2robot compare", highlight=False
+        )
+    return 0
+
+
+def _eval_one(run: Path, config: Any, console: Console, quiet: bool) -> dict[str, Any]:
+    from s2robot.rollout import evaluate
+
+    log = run / f"episodes-{config.label}.jsonl"
+    with progress.bar("evaluate", console) as report:
+        results = evaluate(run / "policy", config, log, report)
+    wins, n = sum(r.success for r in results), len(results)
+    low, high = statistics.wilson(wins, n)
+    if not quiet:
+        console.print(f"{run}: {wins} of {n} succeeded: {statistics.percent(wins / n, low, high)}", highlight=False)
+    said = {name: getattr(config, name) for name in ("seed", "fidelity", "precision", "shift", "execute", "ensemble")}
+    counted = {"success_rate": wins / n, "successes": wins, "episodes": n, "interval": [low, high]}
+    return counted | said | {"log": str(log)}
+
+
+def _mean(results: list[dict[str, Any]]) -> float:
+    return sum(float(each["success_rate"]) for each in results) / len(results)

@@ -1,0 +1,86 @@
+"""Policies around policies keep the contract, and do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from s2robot.errors import InvalidInput
+from s2robot.policies.wrappers import ActionQueue, Recorder, TemporalEnsemble
+from s2robot.types import FRAMES, PROPRIOCEPTION, Observation, Policy
+
+
+class Clock:
+    """Every action says when it was decided and for which step: (now, then)."""
+
+    def __init__(self, chunk: int = 4, execute: int = 3) -> None:
+        self.chunk, self.execute, self.seconds = chunk, execute, {"encode": 0.5, "act": 0.1}
+        self.reset()
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        self.asked.append(int(observation[PROPRIOCEPTION][0]))
+        now = self.asked[-1]
+        return np.array([[now, now + k] for k in range(self.chunk)], np.float32)
+
+    def reset(self) -> None:
+        self.asked: list[int] = []
+
+
+def seen(step: int) -> Observation:
+    return {FRAMES: np.full((1, 2, 2, 3), step, np.uint8), PROPRIOCEPTION: np.array([step], np.float32)}
+
+
+@pytest.mark.parametrize("wrap", [ActionQueue, TemporalEnsemble])
+def test_a_wrapped_policy_gives_one_action_for_every_step(wrap: type) -> None:
+    policy = wrap(Clock())
+    assert isinstance(policy, Policy) and policy.execute == 1
+    for _ in range(2):
+        actions = [policy.act(seen(step)) for step in range(7)]
+        assert [action.shape for action in actions] == [(1, 2)] * 7
+        assert [action[0, 1] for action in actions] == list(range(7))  # the action that was meant for that step
+        policy.reset()
+
+
+def test_a_queue_asks_when_it_has_run_out_and_after_a_reset() -> None:
+    inner = Clock()
+    policy = ActionQueue(inner)
+    for step in range(7):
+        policy.act(seen(step))
+        assert policy.seconds["encode"] == (0.5 if step % 3 == 0 else 0)
+    assert inner.asked == [0, 3, 6]
+    policy.reset()
+    policy.act(seen(10))
+    assert inner.asked == [10]
+
+
+def test_an_ensemble_weighs_all_chunks_that_reach_the_step() -> None:
+    """ACT's weights: exp(-decay * i), the oldest first."""
+    policy = TemporalEnsemble(Clock(chunk=4), decay=0.5)
+    decided = [policy.act(seen(step))[0, 0] for step in range(6)]
+    weights = np.exp(-0.5 * np.arange(4))
+    for step, found in enumerate(decided):
+        said = np.arange(max(0, step - 3), step + 1)  # when the chunks were made that reach it, oldest first
+        assert found == pytest.approx(np.average(said, weights=weights[: len(said)]), abs=1e-6)
+    with pytest.raises(InvalidInput, match="decay"):
+        TemporalEnsemble(Clock(), decay=float("nan"))
+
+
+def test_recordings_are_what_was_seen_and_decided(tmp_path: Path) -> None:
+    with Recorder(Clock(), tmp_path) as policy:
+        policy.reset()  # before anything happened: no empty episode
+        for episode in range(2):
+            for step in range(2 + episode):
+                policy.act(seen(step))
+            if episode == 0:
+                policy.reset()
+    with Recorder(Clock(), tmp_path) as policy:  # goes on counting
+        policy.act(seen(5))
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["episode-00000.npz", "episode-00001.npz", "episode-00002.npz"]
+    with np.load(tmp_path / "episode-00001.npz") as data:
+        assert data[FRAMES].shape == (3, 1, 2, 2, 3) and data[FRAMES].dtype == np.uint8
+        assert data["chunk"].shape == (3, 4, 2) and data[PROPRIOCEPTION][:, 0].tolist() == [0, 1, 2]
+        assert data["seconds_encode"].tolist() == [0.5] * 3
