@@ -11,9 +11,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from s2robot import config as configuration
-from s2robot import files, machine, pictures, progress, registry, statistics, training, video
+from s2robot import files, judged, progress, registry, statistics, training
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.report import write_report
-from s2robot.rollout import STAGES, EpisodeResult, EvalConfig, evaluate, make_env_for, record_episode
+from s2robot.rollout import EpisodeResult, EvalConfig, evaluate
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.training import TrainConfig
 
@@ -86,8 +82,9 @@ def demo(config: DemoConfig, console: Console) -> Path:
         results = evaluate(policy, config.eval, out / "episodes.jsonl", report)
     baselines = _baselines(config, dataset, results, console) if config.baselines else []
     with clock.stage("report"):
-        _pictures(config, dataset, policy, results, out)
-        files.write_json(out / "summary.json", _summary(config, dataset, store, policy, results, baselines, clock))
+        judged.show(policy, results, config.eval, out)
+        more = _more(config, dataset, store, baselines, clock)
+        files.write_json(out / "summary.json", judged.summarise(policy, results, config.eval, more))
         return write_report(out)
 
 
@@ -151,83 +148,25 @@ def _baselines(
     return rows
 
 
-def _pictures(config: DemoConfig, dataset: DemoDataset, policy: Path, results: list[EpisodeResult], out: Path) -> None:
-    """Videos of one success and one failure, a strip of stills, and what each scale sees."""
-    actor = registry.load_policy(policy)
-    env = make_env_for(files.read_json(policy / "policy.json"), config.eval.fidelity)
-    chosen = {"success": [r.seed for r in results if r.success], "failure": [r.seed for r in results if not r.success]}
-    stills = None
-    for kind, seeds in chosen.items():
-        if seeds:
-            frames = record_episode(actor, env, seeds[0])  # (L, V, H, W, 3)
-            video.write_video(out / "videos" / f"{kind}.mp4", np.concatenate(list(frames.swapaxes(0, 1)), axis=2))
-            stills = frames[:, 0] if stills is None else stills
-    env.close()
-    assert stills is not None
-    with files.atomic(out / "pictures" / "strip.png") as temporary:
-        video.contact_sheet(stills, columns=6).save(temporary, "PNG")
-    finest = dataclasses.replace(config.encoder, grid="finest", fusion="concat", width=None).build()
-    episode = dataset.frames(0, [0, dataset.lengths[0] // 2])  # (2, V, H, W, 3)
-    maps = finest(episode).map.flatten(0, 1).cpu().numpy()  # (2V, D*S, h, w)
-    scales = pictures.split_scales(maps, config.encoder.scale_names)
-    with files.atomic(out / "pictures" / "features.png") as temporary:
-        pictures.feature_picture(episode.reshape(-1, *episode.shape[2:]), scales).save(temporary, "PNG")
-    shutil.copyfile(policy / "metrics.jsonl", out / "metrics.jsonl")
-
-
-def _summary(
-    config: DemoConfig,
-    dataset: DemoDataset,
-    store: FeatureStore,
-    policy: Path,
-    results: list[EpisodeResult],
-    baselines: list[dict[str, Any]],
-    clock: StageClock,
+def _more(
+    config: DemoConfig, dataset: DemoDataset, store: FeatureStore, baselines: list[dict[str, Any]], clock: StageClock
 ) -> dict[str, Any]:
-    wins, n = sum(r.success for r in results), len(results)
-    description = files.read_json(policy / "policy.json")
-    encoder = config.encoder.build()
+    """What the page says beyond the evaluation."""
     details = {
         "collect": f"{len(dataset)} demonstrations, {dataset.total} steps",
         "encode": f"{len(store)} steps x {len(dataset.cameras)} views",
         "train": f"{config.train.steps} steps of {config.train.batch}",
-        "evaluate": f"{n} rollouts",
+        "evaluate": f"{config.eval.episodes} rollouts",
     }
     return {
-        "title": f"{config.collect.task}: behaviour cloning on frozen S2 features",
-        "task": config.collect.task,
-        "success_rate": wins / n,
-        "successes": wins,
-        "episodes": n,
-        "interval": list(statistics.wilson(wins, n)),
         "seed": config.seed,
-        "evaluation_seeds": [results[0].seed, results[-1].seed],
-        "encoder": {
-            "name": config.encoder.name,
-            "scales": list(config.encoder.scales),
-            "grid": config.encoder.grid,
-            "random_weights": config.encoder.random_weights,
-            "parameters": sum(p.numel() for p in encoder.parameters()),
-            "fingerprint": encoder.fingerprint,
-        },
-        "policy": {
-            "kind": description["kind"],
-            "parameters": description["parameters"],
-            "execute": config.policy.execute,
-        },
         "demos": len(dataset),
         "stages": [
             {"name": name, "seconds": round(seconds, 1), "detail": details.get(name, "")}
             for name, seconds in clock.seconds.items()
         ],
-        "latency_ms": {stage: statistics.quantiles([ms for r in results for ms in r.ms[stage]]) for stage in STAGES},
-        "steps_to_success": {"p50": float(np.median([r.steps for r in results if r.success]))} if wins else None,
         "baselines": baselines,
         "fidelity": {"collect": config.collect.fidelity, "evaluate": config.eval.fidelity},
-        "command": shlex.join(["s2robot", *sys.argv[1:]]),
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "git": machine.git_revision(),
     }
 
 

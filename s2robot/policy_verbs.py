@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from s2robot import command, progress, statistics
+from s2robot import command, files, progress, statistics
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput, UsageError
 from s2robot.runs import SEED_FOLDER, seed_folders
@@ -96,6 +98,7 @@ def do_eval(argv: Sequence[str]) -> int:
         key="--fidelity fast",
     )
     parser.add_argument("run", help="a run folder that holds policy/, or one of `train --seeds`")
+    parser.add_argument("--report", action="store_true", help="also write a page with videos into the run folder")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options, rest = parser.parse_known_args(list(argv))
     config = configuration.load(EvalConfig, None, rest)
@@ -104,7 +107,7 @@ def do_eval(argv: Sequence[str]) -> int:
         if not (folder / "policy" / "policy.json").exists():
             raise InvalidInput(f"No policy in {folder / 'policy'}. Train one: s2robot train --help")
     console = Console(stderr=options.json)
-    results = [_eval_one(folder, config, console, options.json) for folder in folders]
+    results = [_eval_one(folder, config, console, options) for folder in folders]
     if options.json:
         print(json.dumps(results[0] if len(results) == 1 else {"runs": results, "mean": _mean(results)}))
     elif len(results) > 1:
@@ -114,19 +117,37 @@ def do_eval(argv: Sequence[str]) -> int:
     return 0
 
 
-def _eval_one(run: Path, config: Any, console: Console, quiet: bool) -> dict[str, Any]:
-    from s2robot.rollout import evaluate
+def _eval_one(run: Path, config: Any, console: Console, options: argparse.Namespace) -> dict[str, Any]:
+    from s2robot.rollout import STAGES, evaluate
 
     log = run / f"episodes-{config.label}.jsonl"
     with progress.bar("evaluate", console) as report:
         results = evaluate(run / "policy", config, log, report)
     wins, n = sum(r.success for r in results), len(results)
     low, high = statistics.wilson(wins, n)
-    if not quiet:
+    latency = {stage: statistics.quantiles([ms for r in results for ms in r.ms[stage]]) for stage in STAGES}
+    if not options.json:
         console.print(f"{run}: {wins} of {n} succeeded: {statistics.percent(wins / n, low, high)}", highlight=False)
+        times = ", ".join(f"{stage} {each['p50']:.1f} / {each['p99']:.1f}" for stage, each in latency.items())
+        console.print(f"ms, p50 / p99: {times}", highlight=False)
+    if options.report:
+        console.print(_report(run, results, config, log), highlight=False)
     said = {name: getattr(config, name) for name in ("seed", "fidelity", "precision", "shift", "execute", "ensemble")}
     counted = {"success_rate": wins / n, "successes": wins, "episodes": n, "interval": [low, high]}
-    return counted | said | {"log": str(log)}
+    steps = [r.steps for r in results if r.success]
+    lasted = {"steps_to_success": statistics.quantiles(steps) if steps else None, "latency_ms": latency}
+    return {**counted, **said, **lasted, "log": str(log)}
+
+
+def _report(run: Path, results: Any, config: Any, log: Path) -> str:
+    from s2robot import judged
+    from s2robot.report import write_report
+
+    out = run if config.label == "exact" else run / config.label  # a page each for other conditions
+    judged.show(run / "policy", results, config, out)
+    more = {"log": os.path.relpath(log, out)}
+    files.write_json(out / "summary.json", judged.summarise(run / "policy", results, config, more))
+    return str(write_report(out))
 
 
 def _mean(results: list[dict[str, Any]]) -> float:

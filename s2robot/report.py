@@ -146,6 +146,28 @@ def _features(run: Run) -> Html:
             " principal component analysis, PCA) are shown as red, green and blue: patches of one colour look alike to"
             " the encoder. Colours can be compared within a scale, from frame to frame, but not between scales.",
         ),
+        _contribution(run.summary.get("scales")),
+    )
+
+
+def _contribution(scales: Mapping[str, Any] | None) -> Html | None:
+    """What the policy makes of each scale."""
+    if not scales or not scales.get("without"):
+        return None
+    whole = scales["all"]
+    rows = [["all scales", f"{whole:.4f}", ""]]
+    rows += [[f"without {name}", f"{loss:.4f}", f"{loss - whole:+.4f}"] for name, loss in scales["without"].items()]
+    return page.join(
+        [
+            tag("h3", "What each scale contributes"),
+            page.table(["Features", "Loss on held-out demonstrations", "Difference"], rows),
+            tag(
+                "p",
+                "A scale is left out by putting its mean in its place. The policy was trained with all scales: another"
+                " one, trained without a scale, may lose less.",
+                class_="soft",
+            ),
+        ]
     )
 
 

@@ -6,6 +6,7 @@ of one control cycle: render, encode, act, then `policy.execute` control steps.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,16 +120,15 @@ def evaluate(
     results = {r.seed: r for r in read_results(log) if r.seed in seeds}
     todo = [seed for seed in seeds if seed not in results]
     make = partial(_make, policy_folder, description, config)
-    with files.JsonLines(log, durable=True) as lines:
-        answers = workers.work(make, _run, todo, min(config.workers or workers.cores(), max(1, len(todo))))
-        try:
-            for seed, result in answers if todo else ():
-                results[seed] = result
-                lines.write(vars(result))
-                wins = sum(r.success for r in results.values())
-                progress(len(results), config.episodes, f"{wins} of {len(results)} succeeded")
-        finally:
-            answers.close()
+    answers = workers.work(make, _run, todo, min(config.workers or workers.cores(), max(1, len(todo))))
+    with contextlib.closing(answers), contextlib.ExitStack() as stack:
+        lines: files.JsonLines | None = None  # made with the first episode: one that cannot begin leaves no log
+        for seed, result in answers if todo else ():
+            lines = lines or stack.enter_context(files.JsonLines(log, durable=True))
+            results[seed] = result
+            lines.write(vars(result))
+            wins = sum(r.success for r in results.values())
+            progress(len(results), config.episodes, f"{wins} of {len(results)} succeeded")
     return [results[seed] for seed in seeds]
 
 
@@ -149,13 +149,18 @@ def make_env_for(description: dict[str, Any], fidelity: str, shift: str = "") ->
     )
 
 
-def _make(folder: Path, description: dict[str, Any], config: EvalConfig) -> tuple[Policy, RobosuiteEnv]:
+def load_actor(folder: Path, config: EvalConfig) -> Policy:
+    """The policy in `folder`, acting as the config asks."""
     policy = registry.load_policy(folder, engine=config.engine, precision=config.precision)
     if config.execute:
         policy.execute = config.execute
     if config.ensemble:
         policy = registry.wrappers().TemporalEnsemble(policy)
-    return policy, make_env_for(description, config.fidelity, config.shift)
+    return policy
+
+
+def _make(folder: Path, description: dict[str, Any], config: EvalConfig) -> tuple[Policy, RobosuiteEnv]:
+    return load_actor(folder, config), make_env_for(description, config.fidelity, config.shift)
 
 
 def _run(tool: tuple[Policy, RobosuiteEnv], seed: int) -> EpisodeResult:

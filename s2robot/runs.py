@@ -54,6 +54,8 @@ SUMMARY: dict[str, Any] = {
     "stages": [{"name": TEXT, "seconds": NUMBER, "detail": TEXT}],
     "latency_ms": {ANY_KEY: _QUANTILES},  # render, encode, act, step
     "steps_to_success": {"p50": NUMBER},
+    "scales": {"all": NUMBER, "without": {ANY_KEY: NUMBER}},  # loss on held-out episodes: `s2robot.contribution`
+    "log": TEXT,  # of the episodes, where it is not episodes.jsonl
     "baselines": [_BASELINE],
     "fidelity": {ANY_KEY: TEXT},  # physics of "collect" and of "evaluate"
     "command": TEXT,
@@ -104,7 +106,7 @@ def read_run(folder: str | Path) -> Run:
         folder=folder,
         summary=summary,
         metrics=_read_lines(folder / "metrics.jsonl", METRIC),
-        episodes=_read_lines(folder / "episodes.jsonl", EPISODE),
+        episodes=_read_lines(folder / summary.get("log", "episodes.jsonl"), EPISODE),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )
 

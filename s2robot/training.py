@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from s2robot import files, registry
+from s2robot.contribution import by_scale
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.episodes import split_episodes
@@ -85,6 +86,8 @@ def train(
         samples = gather(dataset, store, network, episodes)
         describe = partial(_description, kind, dataset, store, encoder)
         _loop(state, samples, train_rows, valid_rows, config, out, progress, describe)
+        if worth := by_scale(state.averaged.module, samples, valid_rows, encoder.scale_names):
+            files.write_json(out / "scales.json", worth)
     _write_policy(state.averaged.module, describe, out)
     (out / "state.pt").unlink(missing_ok=True)
     (out / "done").touch()

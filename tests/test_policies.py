@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from s2robot import files, registry, samples
+from s2robot.contribution import by_scale
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError, UnknownName
 from s2robot.policies.acting import FeaturePolicy
@@ -474,3 +475,20 @@ def copied(folder: Path, to: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(folder, to / "copy"))
+
+
+def test_what_a_scale_contributes_is_what_is_lost_without_it() -> None:
+    """A network that reads one scale only loses by that one, and nothing by the other."""
+    network = network_of("bc-mlp").eval()
+    with torch.no_grad():
+        for layer in [*network.readout.keys, *network.readout.values]:
+            layer.weight[:, 6:] = 0  # the finer scale's channels
+    some = samples.Samples(
+        torch.randn(8, 2, 12, 4, 4).half(), torch.randn(8, 5), torch.zeros(8, 0), torch.rand(8, 4, 4), torch.ones(8, 4),
+        torch.arange(8)[:, None],
+    )  # fmt: skip
+    found = by_scale(network, some, torch.arange(8), ["1", "2"])
+    assert found is not None
+    assert found["without"]["2"] == found["all"] and abs(found["without"]["1"] - found["all"]) > 1e-4
+    assert by_scale(network, some, torch.arange(0), ["1", "2"]) is None
+    assert by_scale(network, some, torch.arange(8), ["1", "2", "3"]) is None  # fused: there is nothing to leave out

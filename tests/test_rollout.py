@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot import files
+from s2robot import cli, files
 from s2robot.collect import SEEDS_PER_RUN, CollectConfig, Disturbance, _first_successes, collect, demonstrate
 from s2robot.encoder import EncoderConfig
 from s2robot.envs.bridge import RobosuiteEnv
@@ -191,3 +191,23 @@ def test_the_best_snapshot_is_kept_beside_the_last(policy_folder: Path, tmp_path
     log.write_text(log.read_text().replace("true", "false"))
     select(run, config)
     assert files.read_json(run / "validation.json")["best"] == "last"
+
+
+def test_an_evaluation_can_leave_a_page(policy_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(policy_folder, run / "policy")
+    words = ["eval", str(run), "--episodes", "1", "--seed", "7", "--fidelity", "fast", "--workers", "1"]
+    assert cli.main([*words, "--shift", "light", "--report"]) == 0
+    out = run / "fast-light"
+    summary = files.read_json(out / "summary.json")
+    assert summary["episodes"] == 1 and summary["evaluation"]["shift"] == "light" and summary["policy"]["execute"] == 4
+    page = (out / "report.html").read_text()
+    assert "data:video/mp4" in page and "No success in 1 rollouts" in page and "data:image/png" in page
+    assert read_results(out / summary["log"])[0].seed == 7
+
+
+def test_an_evaluation_that_cannot_begin_leaves_nothing(policy_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(policy_folder, run / "policy")
+    assert cli.main(["eval", str(run), "--episodes", "1", "--shift", "lihgt", "--workers", "1"]) == 2
+    assert [path.name for path in run.iterdir()] == ["policy"]
