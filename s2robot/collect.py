@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from s2robot import registry, workers
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
-from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
@@ -51,12 +51,17 @@ def collect(config: CollectConfig, path: Path, progress: Progress = lambda done,
 
     Raises:
         UsageError: the task has no expert.
+        CorruptFile: `path` is there and damaged.
         S2RobotError: the expert fails too often for this task to be what it should be.
     """
     if config.demos < 1:
         raise InvalidInput(f"--demos is {config.demos}; ask for at least 1")
     if path.exists():
-        return DemoDataset(path)
+        dataset = DemoDataset(path)
+        if dataset.lost:
+            why = f"it was cut short, {len(dataset.lost)} of {len(dataset)} episodes are lost"
+            raise CorruptFile(path, why, f"To collect again: rm {path}")
+        return dataset
     task = registry.get_task(config.task, config.robot)
     task.demonstrator()  # a task without one is said here, not by a worker
     first = (1 + config.seed) * SEEDS_PER_RUN

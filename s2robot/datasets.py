@@ -5,6 +5,7 @@
       obs/<camera>_image    uint8  (L, H, W, 3)    one dataset a camera, chunks of a few rows over SPAN steps
       obs/proprioception, obs/goal (optional), actions, executed_actions, rewards, dones, states (optional)
     mask/train, mask/valid  names of demos
+    s2robot_episodes        attributes of every demo once more: all lists come first, so that a cut file still has them
 
 The fields are `s2robot.episodes`' own. Collecting writes every finished episode as a file (`EpisodeParts`);
 `merge` makes one dataset of them. Frames have gzip's first level, which h5py brings, so that robomimic reads it, over
@@ -18,10 +19,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
+import multiprocessing
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,8 @@ from numpy.typing import NDArray
 
 from s2robot.episodes import FIELDS, Episode, number_problem, split_episodes
 from s2robot.errors import CorruptFile, InvalidInput
-from s2robot.files import atomic, plain, reserve, sweep
+from s2robot.files import atomic, reserve, sweep
+from s2robot.merging import LISTED, copy_episodes, header_digest, read_list, write_lists
 from s2robot.parts import (
     HDF5_FORMAT,
     PLACES,
@@ -40,14 +45,15 @@ from s2robot.parts import (
     EpisodeParts,
     check_digest,
     in_memory,
-    read_part,
     reading,
     row_checksums,
     text,
 )
+from s2robot.remains import find_lost, open_hdf5
 from s2robot.stored import StoredEpisode
 
 CACHE = 8 << 20  # bytes a camera: one span of steps stays unpacked while its frames are read one by one
+_log = logging.getLogger(__name__)
 
 __all__ = ["DemoDataset", "Episode", "EpisodeParts", "StoredEpisode", "merge", "write_dataset"]
 
@@ -82,8 +88,8 @@ def merge(
         # brings headers of its own, so this is more than the merged file needs; closing it gives the rest back.
         reserve(temporary, sum(parts.path(seed).stat().st_size + 4096 for seed in seeds) + (1 << 20))
         with h5py.File(temporary, "r+", **HDF5_FORMAT) as file:
-            _merge_into(file, parts, seeds, dict(env_args), list(camera_names))
-            _write_mask(file, len(seeds), valid_fraction)
+            write_lists(file, parts, seeds, dict(env_args), list(camera_names), valid_fraction)
+            copy_episodes(file["data"], parts, seeds, list(camera_names))
     parts.remove()
     return DemoDataset(path)
 
@@ -101,14 +107,19 @@ def write_dataset(
 
 
 class DemoDataset:
-    """A file of demonstrations, ours or robomimic's, read lazily. It may be pickled, and used after a fork."""
+    """A file of demonstrations, ours or robomimic's, read lazily. It may be pickled, and used after a fork.
+
+    Of one that was cut short all episodes are listed; those in `lost` cannot be read, the others are whole.
+    """
+
+    _REPAIR = "s2robot convert {path} --to s2robot --out {out}"  # leaves out what is damaged
 
     def __init__(self, path: str | Path) -> None:
         """Open `path` for reading.
 
         Raises:
             InvalidInput: there is no such file.
-            CorruptFile: it is no dataset, is damaged, or has no camera images.
+            CorruptFile: it is no dataset, is damaged, has no camera images, or was cut short in its first episode.
         """
         self.path = Path(path)
         if not self.path.is_file():
@@ -119,19 +130,47 @@ class DemoDataset:
             self._names = sorted(data, key=lambda name: (int("0" + re.sub(r"\D", "", name)), name))
             if not self._names:
                 raise ValueError("it has no episodes")
-            self.lengths = tuple(_length(data[name]) for name in self._names)
             self.env_args: dict[str, Any] = json.loads(data.attrs.get("env_args", "{}"))
-            self._digests = [text(data[name].attrs.get("s2robot_digest", "")) for name in self._names]
             self._digest = text(data.attrs.get("s2robot_digest", ""))
+            self.lost = find_lost(data, self._names, self.path.stat().st_size)
+            self.first = next(k for k in range(len(self)) if k not in self.lost)  # the first that is whole
+            self._attributes = self._find_attributes()
+            self.lengths = tuple(int(found["num_samples"]) for found in self._attributes)
+            self._digests = [text(found.get("s2robot_digest", "")) for found in self._attributes]
             self.cameras = tuple(json.loads(data.attrs.get("s2robot_cameras", "null")) or self._find_cameras())
             self._check_header()
             self.frame_shape = self._find_frame_shape()  # V H W 3
+        self._warn()
+
+    def _find_attributes(self) -> list[dict[str, Any]]:
+        """What is said of every episode; of one that is lost, what the list at the beginning of our files says."""
+        listed = read_list(self._file) if self._digest else {}
+        for k, name in enumerate(self._names):
+            if name not in listed and k not in self.lost:
+                demo = self._file["data"][name]
+                listed[name] = {key: demo.attrs[key] for key in LISTED if key in demo.attrs}
+                listed[name]["num_samples"] = _length(demo)
+        return [listed.get(name, {"num_samples": 0}) for name in self._names]
+
+    def _warn(self) -> None:
+        if self.lost:
+            names = ", ".join(self._names[k] for k in self.lost[:3]) + (", ..." if len(self.lost) > 3 else "")
+            _say_once(
+                f"{self.path} was cut short: {len(self.lost)} of its {len(self)} episodes are lost ({names})."
+                f" Make a clean file of the rest: {self._repair()}"
+            )
+
+    def _repair(self) -> str:
+        """The command that makes a clean file of what is whole."""
+        paths = (self.path, self.path.with_name(f"{self.path.stem}-rest.hdf5"))
+        return self._REPAIR.format(path=shlex.quote(str(paths[0])), out=shlex.quote(str(paths[1])))
 
     def _find_cameras(self) -> list[str]:
-        return [key.removesuffix("_image") for key in sorted(self._group(0).get("obs", {})) if key.endswith("_image")]
+        obs = self._group(self.first).get("obs", {})
+        return [key.removesuffix("_image") for key in sorted(obs) if key.endswith("_image")]
 
     def _find_frame_shape(self) -> tuple[int, ...]:
-        obs = self._group(0).get("obs", {})
+        obs = self._group(self.first).get("obs", {})
         if not self.cameras or f"{self.cameras[0]}_image" not in obs:
             raise CorruptFile(
                 self.path,
@@ -141,7 +180,7 @@ class DemoDataset:
         return (len(self.cameras), *obs[f"{self.cameras[0]}_image"].shape[1:])
 
     def _check_header(self) -> None:
-        if self._digest and self._digest != _header_digest(self.env_args, self.cameras, self.lengths, self._digests):
+        if self._digest and self._digest != header_digest(self.env_args, self.cameras, self.lengths, self._digests):
             raise CorruptFile(
                 self.path,
                 "its header does not fit its episodes: damaged, or edited since it was written",
@@ -166,12 +205,10 @@ class DemoDataset:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 that changes with the content. Cheap for our own files: digests were taken at writing."""
-        if not self._digest:
-            return _file_digest(self.path)
         for k in range(len(self)):
             with self._reading_episode(k):
                 self._frame_datasets(k)  # the shapes are what the header says
-        return self._digest
+        return self._digest or file_digest(self.path)
 
     def episode(self, k: int) -> StoredEpisode:
         """Episode `k`; its arrays are read when asked for."""
@@ -187,13 +224,14 @@ class DemoDataset:
     def frames(self, k: int, steps: int | slice | Sequence[int] | NDArray[Any] | None = None) -> NDArray[np.uint8]:
         """Frames of some steps of episode `k`, in the order asked (default: all).  (n, V, H, W, 3)"""
         length = len(self.episode(k))
-        try:
-            wanted = np.atleast_1d(np.arange(length)[slice(None) if steps is None else steps])  # (n,)
-        except (IndexError, TypeError) as error:
-            raise InvalidInput(f"Steps {steps!r} asked of episode {k}, which has 0 to {length - 1}") from error
-        out = np.empty((len(wanted), *self.frame_shape), np.uint8)
         with self._reading_episode(k):
-            for view, images in enumerate(self._frame_datasets(k)):
+            stored = self._frame_datasets(k)
+            try:
+                wanted = np.atleast_1d(np.arange(length)[slice(None) if steps is None else steps])  # (n,)
+            except (IndexError, TypeError) as error:
+                raise InvalidInput(f"Steps {steps!r} asked of episode {k}, which has 0 to {length - 1}") from error
+            out = np.empty((len(wanted), *self.frame_shape), np.uint8)
+            for view, images in enumerate(stored):
                 if len(wanted) and np.ptp(wanted) < SPAN * len(wanted):  # one read is quicker than many
                     first = wanted.min()
                     out[:, view] = images[first : wanted.max() + 1][wanted - first]
@@ -226,7 +264,9 @@ class DemoDataset:
             return value
 
     def attribute(self, k: int, name: str) -> Any:
-        """An attribute of episode `k`, or None."""
+        """An attribute of episode `k`, or None; of an episode that is lost too, where our files list it."""
+        if name in LISTED:
+            return self._attributes[k].get(name)
         with self._reading_episode(k):
             return self._group(k).attrs.get(name)
 
@@ -259,10 +299,12 @@ class DemoDataset:
     @property
     def _file(self) -> h5py.File:
         if self._handle is None or self._handle[0] != os.getpid():  # an HDF5 handle must not be shared over a fork
-            self._handle = (os.getpid(), h5py.File(self.path, "r", rdcc_nbytes=CACHE))
+            self._handle = (os.getpid(), open_hdf5(self.path, rdcc_nbytes=CACHE))
         return self._handle[1]
 
     def _group(self, k: int) -> h5py.Group:
+        if k in self.lost:
+            raise ValueError("it was lost when the file was cut short")
         return self._file["data"][self._names[k]]
 
     def _frame_datasets(self, k: int) -> list[h5py.Dataset]:
@@ -281,61 +323,8 @@ class DemoDataset:
         return reading(self.path, what, "Restore it from a copy, or collect it again")
 
     def _reading_episode(self, k: int) -> contextlib.AbstractContextManager[None]:
-        return self._reading(f"episode {self._names[k]}")
-
-
-def _merge_into(
-    file: h5py.File, parts: EpisodeParts, seeds: Sequence[int], env_args: dict[str, Any], cameras: list[str]
-) -> None:
-    data = file.create_group("data")
-    shapes: dict[str, tuple[int, ...]] = {}
-    digests, lengths = [], []
-    for k, seed in enumerate(seeds):
-        with parts.open(seed) as part:
-            episode = read_part(part)  # so that damage shows while the episode can still be collected again
-            found = {name: value.shape[1:] for name, value in episode.arrays().items()}
-            shapes = shapes or found
-            if found != shapes or found["frames"][0] != len(cameras):
-                raise InvalidInput(
-                    f"Episode of seed {seed} has shapes {found}; expected those of seed {seeds[0]}, {shapes}, and a"
-                    f" view for each of the cameras {cameras}. Collect all anew, in one setting: rm -r {parts.folder}"
-                )
-            _copy_part(part, data.create_group(f"demo_{k}"), cameras)
-            digests.append(text(part.attrs["s2robot_digest"]))
-            lengths.append(len(episode))
-    env_args = {"type": 1, "env_kwargs": {}} | env_args  # type 1 is robosuite, for robomimic
-    data.attrs["total"] = sum(lengths)
-    # Text of fixed length: HDF5 keeps other text in a heap without checksums, and may read a damaged one for ever.
-    data.attrs["env_args"] = np.bytes_(json.dumps(plain(env_args), sort_keys=True))
-    data.attrs["s2robot_cameras"] = np.bytes_(json.dumps(cameras))
-    data.attrs["s2robot_digest"] = np.bytes_(_header_digest(plain(env_args), cameras, lengths, digests))
-
-
-def _copy_part(part: h5py.Group, demo: h5py.Group, cameras: Sequence[str]) -> None:
-    """Copy chunks as they are: nothing is compressed twice."""
-    obs = demo.create_group("obs")
-    for view, camera in enumerate(cameras):
-        part.copy(f"obs/{view}", obs, f"{camera}_image")
-    for name in ("proprioception", "goal"):
-        if name in part["obs"]:
-            part.copy(f"obs/{name}", obs)
-    for name in part:
-        if name != "obs":
-            part.copy(name, demo)
-    for name, value in part.attrs.items():
-        demo.attrs[name] = value
-
-
-def _write_mask(file: h5py.File, count: int, valid_fraction: float) -> None:
-    for name, demos in zip(("train", "valid"), split_episodes(count, valid_fraction, seed=0), strict=True):
-        file.create_dataset(f"mask/{name}", data=np.array([f"demo_{k}" for k in demos], dtype="S"))
-
-
-def _header_digest(
-    env_args: Mapping[str, Any], cameras: Sequence[str], lengths: Sequence[int], digests: Sequence[str]
-) -> str:
-    header = json.dumps(["s2robot demonstrations 1", env_args, [*cameras], [*lengths], [*digests]], sort_keys=True)
-    return hashlib.sha256(header.encode()).hexdigest()
+        remedy = f"Restore it from a copy, or make a clean file of the rest: {self._repair()}"
+        return reading(self.path, f"episode {self._names[k]}", remedy)
 
 
 def _length(demo: h5py.Group) -> int:
@@ -343,9 +332,17 @@ def _length(demo: h5py.Group) -> int:
     return int(demo.attrs.get("num_samples", 0) or (len(demo["actions"]) if "actions" in demo else 0))
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """sha256 of a file as it is."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
+
+
+@cache
+def _say_once(warning: str) -> None:
+    """Files are opened again and again, and by worker processes too."""
+    if multiprocessing.parent_process() is None:
+        _log.warning(warning)

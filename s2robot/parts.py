@@ -32,7 +32,7 @@ ROW_CHECKSUMS = "s2robot_crc32"
 SPAN = 8  # steps in one chunk of frames; with four rows of pixels gzip's window of 32 KiB holds what did not move
 _ROWS = 4
 _FRAME_FILTERS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
-_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 """What h5py and numpy raise on a damaged file."""
 
 
@@ -178,7 +178,7 @@ def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
         yield
     except S2RobotError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if is_full_disk(error):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -148,7 +148,7 @@ def _notes(dataset: StateDataset, *, ours: bool, elsewhere: int) -> list[str]:
             f"{elsewhere} of {len(dataset)} episodes start elsewhere than their seeds do here: what no state holds"
             " (where a task put fixed things) may be drawn wrong"
         )
-    if not ours and not dataset.model_file(0):
+    if not ours and not dataset.model_file(dataset.first):
         notes.append(
             "no model_file in it: drawn in this robosuite's own model, with object sizes and fixed things of its own"
         )

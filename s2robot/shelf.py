@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from s2robot import files
 from s2robot.clips import DEMONSTRATIONS
 from s2robot.datasets import DemoDataset
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
+from s2robot.remains import open_hdf5
 from s2robot.sources import INFO, StateDataset, is_dataset, is_lerobot, task_name
 
 PASSED_BY = (".parts", "site-packages", "node_modules")  # folders that end so are not looked into
@@ -65,7 +64,7 @@ def _candidates(root: Path) -> Iterator[Path]:
 
 def _hdf5(path: Path, name: str) -> Found | None:
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             if not is_dataset(file):
                 return None
             ours = "s2robot_digest" in file["data"].attrs
@@ -81,6 +80,8 @@ def _hdf5(path: Path, name: str) -> Found | None:
             dataset.close()
         else:
             cameras, note = "", f"no images; draw them: s2robot render {path}"
+        if plain.lost:
+            note = f"cut short, {len(plain.lost)} episodes lost; {note}".rstrip("; ")
         layout = "s2robot" if ours else "robomimic"
         task = task_name(plain.env_args)
         return Found(name, layout, task, len(plain), plain.total, cameras, _megabytes(path), note)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot import registry
-from s2robot.datasets import ROBOMIMIC_PROPRIOCEPTION, DemoDataset
+from s2robot.datasets import ROBOMIMIC_PROPRIOCEPTION, DemoDataset, file_digest
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.parts import text
 from s2robot.stored import Demonstrations
@@ -31,6 +31,11 @@ CONTROL_HZ = 20  # robosuite's, where a file does not say
 
 class StateDataset(DemoDataset):
     """A file of demonstrations that may have no images: everything but the frames is read from it."""
+
+    _REPAIR = "s2robot render {path} --out {out}"
+
+    def _warn(self) -> None:
+        """What is lost is named where it is asked for: `open_dataset` opens a file with images once more."""
 
     def _find_cameras(self) -> list[str]:
         return []
@@ -51,13 +56,13 @@ class StateDataset(DemoDataset):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 that changes with the content, frames aside in our own files."""
-        return self._digest or super().fingerprint
+        return self._digest or file_digest(self.path)
 
     @property
     def has_frames(self) -> bool:
-        """Has the first episode an image?"""
-        with self._reading_episode(0):
-            obs = self._group(0).get("obs", {})
+        """Has the first episode that is whole an image?"""
+        with self._reading_episode(self.first):
+            obs = self._group(self.first).get("obs", {})
             return any(key.endswith("_image") for key in obs)
 
 

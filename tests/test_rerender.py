@@ -140,6 +140,17 @@ def test_what_cannot_be_drawn_is_named_and_left_out(lift: DemoDataset, tmp_path:
 
 
 @pytest.mark.usefixtures("here")
+def test_of_a_file_that_was_cut_short_the_rest_is_drawn(lift: DemoDataset, tmp_path: Path) -> None:
+    data = lift.path.read_bytes()
+    (tmp_path / "cut.hdf5").write_bytes(data[: len(data) * 3 // 5])
+    again = render(tmp_path / "cut.hdf5", tmp_path / "b.hdf5", SMALL)
+    kept = [k for k in range(3) if f"demo_{k}" not in again.failed]
+    assert 0 in kept and 2 not in kept
+    assert [episode.seed for episode in again.dataset] == kept
+    assert np.array_equal(again.dataset.frames(0), lift.frames(0))
+
+
+@pytest.mark.usefixtures("here")
 def test_a_camera_that_is_not_there_is_refused_with_those_that_are(lift: DemoDataset, tmp_path: Path) -> None:
     config = RenderConfig(frame_size=48, cameras=("agentveiw",), workers=1)
     with pytest.raises(UnknownName, match="Did you mean 'agentview'"):
