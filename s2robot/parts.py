@@ -7,6 +7,7 @@ there, `s2robot.datasets.merge` copies their compressed chunks as they are into 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -121,11 +122,14 @@ class EpisodeParts:
 
 
 def in_memory(fill: Callable[[h5py.File], None]) -> bytes:
-    """An HDF5 file as bytes: Python writes them, for HDF5 itself crashes the interpreter on a full disk."""
-    with h5py.File("memory", "w", driver="core", backing_store=False, block_size=1 << 20, **HDF5_FORMAT) as file:
+    """An HDF5 file as bytes: Python writes them, for HDF5 itself crashes the interpreter on a full disk.
+
+    Not by HDF5's own driver for memory: what that of h5py before 3.16 gives back cannot be read.
+    """
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", **HDF5_FORMAT) as file:
         fill(file)
-        file.flush()
-        return bytes(file.id.get_file_image())
+    return buffer.getvalue()
 
 
 def _write_episode(group: h5py.Group, episode: Episode, texts: Mapping[str, str]) -> None:
