@@ -1,24 +1,30 @@
-"""A trained network behind its encoder: what `load_policy` returns."""
+"""A trained network behind its encoder, or with eyes of its own: what `load_policy` returns."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2robot.encoder import Encoder
+from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import InvalidInput
+from s2robot.frames import shrink
 from s2robot.policies.neck import Neck, Shapes, chosen_tokens
+from s2robot.policies.pixels import PixelNetwork
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Features, Observation, check_observation
 
+Seen = TypeVar("Seen")
+"""What a policy's vision part gives: `Features`, or maps."""
 
-class FeaturePolicy:
+
+class NetworkPolicy(ABC, Generic[Seen]):
     """Frames and proprioception to action chunks. See `s2robot.types.Policy`.
 
     It is asked every `execute` control steps and remembers the looks of the episode that its network decides by; before
@@ -26,8 +32,8 @@ class FeaturePolicy:
     draws the same in every episode: an episode is a function of its seed alone.
     """
 
-    def __init__(self, encoder: Encoder, network: Neck) -> None:
-        self.encoder, self.network = encoder, network.eval()
+    def __init__(self, network: Neck) -> None:
+        self.network = network.eval()
         self.seconds: dict[str, float] = {}  # wall time of the last call: encode, act
         self._noise = torch.Generator()
         self.execute = network.config.execute
@@ -61,24 +67,31 @@ class FeaturePolicy:
         """The next A actions, (A, M) float32 in [-1, 1]."""
         check_observation(observation)
         start = time.perf_counter()
-        features = self.encoder(observation[FRAMES][None])
+        seen = self.encode(observation[FRAMES])
         encoded = time.perf_counter()
-        chunk = self.decide(features, observation[PROPRIOCEPTION], observation.get(GOAL))
+        chunk = self.decide(seen, observation[PROPRIOCEPTION], observation.get(GOAL))
         self.seconds = {"encode": encoded - start, "act": time.perf_counter() - encoded}
         return chunk
 
+    @abstractmethod
+    def encode(self, frames: NDArray[np.uint8]) -> Seen:
+        """What the frames (V, H, W, 3) of one observation show."""
+
+    @abstractmethod
+    def maps(self, seen: Seen) -> Tensor:
+        """That as compressed maps, (1, V, C, h, w)."""
+
     @torch.no_grad()
     def decide(
-        self, features: Features, proprioception: NDArray[np.float32], goal: NDArray[np.float32] | None = None
+        self, seen: Seen, proprioception: NDArray[np.float32], goal: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """From features alone, for callers that encode elsewhere."""
-        network, device = self.network, features.map.device
+        """From what `encode` gives alone, for callers that encode elsewhere."""
+        network, maps = self.network, self.maps(seen)
         wanted = np.zeros(0, np.float32) if goal is None else goal
         if wanted.shape != (network.shapes.goal,):
             raise InvalidInput(f"The goal is {wanted.shape}; this policy was trained with ({network.shapes.goal},)")
-        state, aim = (torch.from_numpy(value)[None].to(device) for value in (proprioception, wanted))
-        seen = chosen_tokens(features.map, features.cls, network.config.tokens)
-        self._looks.append(network.look(network.compression(seen), state, aim))
+        state, aim = (torch.from_numpy(value)[None].to(maps.device) for value in (proprioception, wanted))
+        self._looks.append(network.look(maps, state, aim))
         chunk = network.predict(self._window(), self._noise)[0].clamp(-1, 1)
         array: NDArray[np.float32] = chunk.cpu().numpy()
         return array
@@ -89,6 +102,46 @@ class FeaturePolicy:
         return torch.stack([self._looks[max(0, last - k * self._every)] for k in back], dim=1)
 
 
+class FeaturePolicy(NetworkPolicy[Features]):
+    """A network on the features of a frozen encoder."""
+
+    def __init__(self, encoder: Encoder, network: Neck) -> None:
+        super().__init__(network)
+        self.encoder = encoder
+
+    def encode(self, frames: NDArray[np.uint8]) -> Features:
+        features: Features = self.encoder(frames[None])
+        return features
+
+    def maps(self, seen: Features) -> Tensor:
+        maps: Tensor = self.network.compression(chosen_tokens(seen.map, seen.cls, self.network.config.tokens))
+        return maps
+
+
+class PixelPolicy(NetworkPolicy[Tensor]):
+    """A network that reads frames itself."""
+
+    network: PixelNetwork
+
+    @torch.no_grad()
+    def encode(self, frames: NDArray[np.uint8]) -> Tensor:
+        """Compressed maps, (1, V, C, h, w)."""
+        shapes, device = self.network.shapes, next(self.network.parameters()).device
+        small = shrink(torch.from_numpy(np.ascontiguousarray(frames))[None], self.network.config.size)
+        if len(frames) != shapes.views:
+            raise InvalidInput(f"Frames are {frames.shape}; this policy was trained with {shapes.views} views")
+        maps = self.network.see(small.to(device))
+        if maps.shape[-2:] != shapes.grid:
+            raise InvalidInput(
+                f"Frames are {frames.shape}, of which this policy makes a map of {tuple(maps.shape[-2:])}; it was"
+                f" trained on frames that gave {shapes.grid}"
+            )
+        return maps
+
+    def maps(self, seen: Tensor) -> Tensor:
+        return seen
+
+
 def describe(network: Neck) -> dict[str, Any]:
     """What `restore` needs, as plain JSON."""
     return {"config": asdict(network.config), "shapes": asdict(network.shapes)}
@@ -96,7 +149,23 @@ def describe(network: Neck) -> dict[str, Any]:
 
 def restore(module: Any, description: dict[str, Any], encoder: Encoder, weights: dict[str, Tensor]) -> FeaturePolicy:
     """A policy from `describe`'s output and its weights; module: that of its kind."""
-    shapes = Shapes(**{**description["shapes"], "grid": tuple(description["shapes"]["grid"])})
-    network = module.NETWORK(module.CONFIG(**description["config"]), shapes)
+    network = module.NETWORK(module.CONFIG(**description["config"]), _shapes(description))
     network.load_state_dict(weights)
     return FeaturePolicy(encoder, network.to(encoder.device))
+
+
+def restore_pixels(
+    module: Any,
+    description: dict[str, Any],
+    encoder: EncoderConfig | None,
+    weights: dict[str, Tensor],
+    device: torch.device,
+) -> PixelPolicy:
+    """The same of a kind that reads frames; encoder: what its network is built like, where it says."""
+    network = module.NETWORK.bare(module.CONFIG(**description["config"]), _shapes(description), encoder)
+    network.load_state_dict(weights)
+    return PixelPolicy(network.to(device))
+
+
+def _shapes(description: dict[str, Any]) -> Shapes:
+    return Shapes(**{**description["shapes"], "grid": tuple(description["shapes"]["grid"])})

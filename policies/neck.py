@@ -1,4 +1,4 @@
-"""What every policy does first: frozen features and proprioception of one observation to one vector, its look.
+"""What every policy does first: features and proprioception of one observation to one vector, its look.
 
 A fixed linear compression of every token (principal components, fitted once on the demonstrations), a spatial
 read-out that depends on the goal, proprioception brought to unit variance. What differs between policies is what they
@@ -8,14 +8,22 @@ make of the last T looks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.policies.readout import SpatialReadout
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from s2robot.encoder import EncoderConfig
 
 TOKENS = ("map", "mean", "cls")
 
@@ -64,7 +72,10 @@ class Shapes:
 
 
 class Compression(nn.Module):
-    """A fixed linear map of every token, per view and scale: (B, V, S*D, h, w) -> (B, V, S*components, h, w)."""
+    """A fixed linear map of every token, per view and scale: (B, V, S*D, h, w) -> (B, V, S*components, h, w).
+
+    Until it is fitted it keeps the first `components` channels as they are.
+    """
 
     mean: Tensor  # (V, S, D)
     basis: Tensor  # (V, S, D, components)
@@ -73,7 +84,8 @@ class Compression(nn.Module):
         super().__init__()
         self.components = min(components, shapes.width)
         self.register_buffer("mean", torch.zeros(shapes.views, shapes.scales, shapes.width))
-        self.register_buffer("basis", torch.zeros(shapes.views, shapes.scales, shapes.width, self.components))
+        first = torch.eye(shapes.width, self.components).repeat(shapes.views, shapes.scales, 1, 1)
+        self.register_buffer("basis", first)
 
     def fit(self, maps: Tensor) -> None:
         """Principal components of these maps' tokens (F, V, S*D, h, w), scaled to unit overall variance."""
@@ -99,7 +111,7 @@ class Compression(nn.Module):
 class Batch(NamedTuple):
     """Windows of T observations of one episode, oldest first, and what the expert did after each of them."""
 
-    maps: Tensor  # (B, T, V, C, h, w) compressed
+    seen: Tensor  # (B, T, ...) as `Neck.kept` keeps it: compressed maps (V, C, h, w), or frames
     proprioception: Tensor  # (B, T, Q)
     goal: Tensor  # (B, T, G)
     actions: Tensor  # (B, T, A, M)
@@ -109,9 +121,11 @@ class Batch(NamedTuple):
 class Neck(nn.Module, ABC):
     """Compressed maps, proprioception and goal of one observation to a look, (B, `look_width`).
 
-    Subclasses add what turns the last T looks into actions: `loss` for training, `predict` for acting.
+    Subclasses add what turns the last T looks into actions: `loss` for training, `predict` for acting. Where maps come
+    from is in `fresh`, `kept`, `see`, `rates` and `needs`: here a feature store, in `policies.pixels` the frames.
     """
 
+    reads_frames: ClassVar[bool] = False  # it learns from `s2robot.frames.Frames` instead of a feature store
     proprioception_mean: Tensor  # (Q,)
     proprioception_std: Tensor  # (Q,)
 
@@ -132,6 +146,39 @@ class Neck(nn.Module, ABC):
         self.register_buffer("proprioception_std", torch.ones(shapes.proprioception))
         self.look_width = self.readout.width + shapes.proprioception + shapes.goal
 
+    @classmethod
+    def fresh(
+        cls, config: Any, source: Any, rows: NDArray[np.int64], encoder: EncoderConfig, fields: Mapping[str, int]
+    ) -> Self:
+        """A network for what a source shows, its compression fitted to these rows of it.
+
+        fields: how many there are of proprioception, actions and goal, by their names in `Shapes`.
+        """
+        maps = _stored(source, rows, config.tokens)
+        _, views, channels, height, width = maps.shape
+        shapes = Shapes(views, encoder.groups, channels // encoder.groups, (height, width), **fields)
+        network = cls(config, shapes)
+        network.compression.fit(maps)
+        return network
+
+    def kept(self, source: Any, rows: NDArray[np.int64]) -> Tensor:
+        """What training keeps in memory of these rows of its source: (n, V, C, h, w) float16."""
+        maps = _stored(source, rows, self.config.tokens).to(self.compression.mean.device)
+        compressed: Tensor = self.compression(maps)
+        return compressed.half().cpu()
+
+    def see(self, kept: Tensor) -> Tensor:
+        """What was kept -> compressed maps (B, V, C, h, w)."""
+        return kept.float()
+
+    def rates(self) -> list[tuple[list[nn.Parameter], float]]:
+        """All parameters, in groups, and the share of the learning rate that each group learns at."""
+        return [(list(self.parameters()), 1.0)]
+
+    def needs(self, source: Any, encoder: EncoderConfig) -> dict[str, Any]:
+        """What `policy.json` says of the encoder: without it the policy cannot act."""
+        return {"encoder": asdict(encoder), "encoder_fingerprint": source.encoder_fingerprint}
+
     def look(self, compressed: Tensor, proprioception: Tensor, goal: Tensor) -> Tensor:
         """compressed (B, V, C, h, w), proprioception (B, Q), goal (B, G) -> what the views show, state and goal."""
         state = (proprioception - self.proprioception_mean) / self.proprioception_std
@@ -142,8 +189,9 @@ class Neck(nn.Module, ABC):
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """What to make small for these windows."""
-        looks = self.look(*(part.flatten(0, 1) for part in (batch.maps, batch.proprioception, batch.goal)))
-        return self.loss(looks.unflatten(0, batch.maps.shape[:2]), batch.actions, batch.valid)
+        seen, state, goal = (part.flatten(0, 1) for part in (batch.seen, batch.proprioception, batch.goal))
+        looks = self.look(self.see(seen), state, goal)
+        return self.loss(looks.unflatten(0, batch.seen.shape[:2]), batch.actions, batch.valid)
 
     @abstractmethod
     def loss(self, looks: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
@@ -185,6 +233,12 @@ def chosen_tokens(maps: Tensor, cls: Tensor, which: str) -> Tensor:
 def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
     """Mean of an error (..., A, M) over the actions where valid (..., A) is 1."""
     return (error.mean(dim=-1) * valid).sum() / valid.sum()
+
+
+def _stored(store: Any, rows: NDArray[np.int64], which: str) -> Tensor:
+    """What the policy reads of these rows, (n, V, D*S, h, w), copied: torch does not take read-only memory."""
+    maps, cls = (torch.from_numpy(np.array(array[rows])) for array in (store.map, store.cls))
+    return chosen_tokens(maps, cls, which)
 
 
 def _signs(vectors: Tensor) -> Tensor:

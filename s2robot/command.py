@@ -28,7 +28,7 @@ def shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
 
 
 def policy_kind(parser: argparse.ArgumentParser) -> None:
-    kinds = ", ".join(registry.POLICIES)
+    kinds = ", ".join(registry.KINDS)
     parser.add_argument("--kind", default="bc-mlp", help=f"of policy: {kinds} (default: bc-mlp)")
 
 

@@ -19,20 +19,20 @@ from s2robot.samples import Samples
 @torch.no_grad()
 def by_scale(network: Any, samples: Samples, rows: Tensor, names: Sequence[str]) -> dict[str, Any] | None:
     """Loss on these rows with all scales, and without each: {"all": ..., "without": {name: ...}}; None without rows,
-    or where scales are fused."""
-    if not len(rows) or len(names) < 2 or network.shapes.scales != len(names):
+    where scales are fused, or where samples are frames."""
+    if not len(rows) or len(names) < 2 or network.shapes.scales != len(names) or network.reads_frames:
         return None
-    network.eval()
+    device = next(network.eval().parameters()).device
     groups = len(names)
 
     def loss(left_out: int | None) -> float:
         total = 0.0
         for part in rows.split(256):
-            batch = samples.take(part)
+            batch = samples.take(part, device)
             if left_out is not None:
-                split = batch.maps.unflatten(3, (groups, -1)).clone()  # (B, T, V, S, c, h, w)
+                split = batch.seen.unflatten(3, (groups, -1)).clone()  # (B, T, V, S, c, h, w)
                 split[:, :, :, left_out] = 0
-                batch = batch._replace(maps=split.flatten(3, 4))
+                batch = batch._replace(seen=split.flatten(3, 4))
             torch.manual_seed(0)  # a flow draws times and noise
             total += float(network.batch_loss(batch)) * len(part)
         return total / len(rows)

@@ -25,6 +25,7 @@ from s2robot import files, judged, progress, registry, statistics, training
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
+from s2robot.errors import InvalidInput
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.report import write_report
 from s2robot.rollout import EpisodeResult, EvalConfig, evaluate
@@ -69,8 +70,13 @@ def demo(config: DemoConfig, console: Console) -> Path:
     """Run or resume the demo; return the report.
 
     Raises:
-        InvalidInput: the folder holds a run with other settings.
+        InvalidInput: the folder holds a run with other settings, or the policy needs no encoder.
     """
+    if config.kind in registry.PIXEL_POLICIES:
+        raise InvalidInput(
+            f"The demo shows frozen features, and {config.kind} reads frames. Train it on the demo's demonstrations:"
+            f" s2robot train {config.out}/demos.hdf5 --kind {config.kind} --out runs/{config.kind}"
+        )
     config = _seeded(config)
     out = Path(config.out)
     configuration.keep(dataclasses.replace(config, out="."), out)

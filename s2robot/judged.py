@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import files, machine, pictures, statistics, video
+from s2robot import files, machine, pictures, registry, statistics, video
 from s2robot.encoder import EncoderConfig
 from s2robot.rollout import STAGES, EpisodeResult, EvalConfig, load_actor, make_env_for, record_episode
 
@@ -41,14 +41,19 @@ def show(policy: Path, results: Sequence[EpisodeResult], config: EvalConfig, out
     assert stills is not None
     with files.atomic(out / "pictures" / "strip.png") as temporary:
         video.contact_sheet(stills[:, 0], columns=6).save(temporary, "PNG")
-    encoder = EncoderConfig(**{**description["encoder"], "grid": "finest", "fusion": "concat", "width": None})
-    moments = stills[[0, len(stills) // 2]]  # (2, V, H, W, 3)
-    maps = encoder.build()(moments).map.flatten(0, 1).cpu().numpy()  # (2V, D*S, h, w)
-    with files.atomic(out / "pictures" / "features.png") as temporary:
-        scales = pictures.split_scales(maps, encoder.scale_names)
-        pictures.feature_picture(moments.reshape(-1, *moments.shape[2:]), scales).save(temporary, "PNG")
+    if description["kind"] not in registry.PIXEL_POLICIES:  # a frozen encoder has features to show
+        _show_features(description["encoder"], stills[[0, len(stills) // 2]], out / "pictures" / "features.png")
     if (policy / "metrics.jsonl").exists():
         shutil.copyfile(policy / "metrics.jsonl", out / "metrics.jsonl")
+
+
+def _show_features(encoder: Mapping[str, Any], moments: NDArray[np.uint8], path: Path) -> None:
+    """What each scale makes of frames (n, V, H, W, 3)."""
+    finest = EncoderConfig(**{**encoder, "grid": "finest", "fusion": "concat", "width": None})
+    maps = finest.build()(moments).map.flatten(0, 1).cpu().numpy()  # (nV, D*S, h, w)
+    with files.atomic(path) as temporary:
+        scales = pictures.split_scales(maps, finest.scale_names)
+        pictures.feature_picture(moments.reshape(-1, *moments.shape[2:]), scales).save(temporary, "PNG")
 
 
 def summarise(
@@ -57,21 +62,17 @@ def summarise(
     """What `s2robot.runs.SUMMARY` asks for, of these episodes; more: what the caller knows besides."""
     wins, n = sum(r.success for r in results), len(results)
     description = files.read_json(policy / "policy.json")
-    encoder = EncoderConfig(**description["encoder"])
+    frozen = description["kind"] not in registry.PIXEL_POLICIES
     scales = policy / "scales.json"
     summary = {
-        "title": f"{description['task']}: {description['kind']} on frozen S2 features",
+        "title": f"{description['task']}: {description['kind']} on {'frozen S2 features' if frozen else 'frames'}",
         "task": description["task"],
         "success_rate": wins / n,
         "successes": wins,
         "episodes": n,
         "interval": list(statistics.wilson(wins, n)),
         "evaluation_seeds": [results[0].seed, results[-1].seed],
-        "encoder": {
-            **{name: description["encoder"][name] for name in ("name", "scales", "grid", "random_weights")},
-            "parameters": sum(p.numel() for p in encoder.build().parameters()),
-            "fingerprint": description["encoder_fingerprint"],
-        },
+        "encoder": _frozen_encoder(description) if frozen else None,
         "policy": {
             "kind": description["kind"],
             "parameters": description["parameters"],
@@ -88,3 +89,12 @@ def summarise(
         "git": machine.git_revision(),
     }
     return {**summary, **(more or {})}
+
+
+def _frozen_encoder(description: Mapping[str, Any]) -> dict[str, Any]:
+    encoder = EncoderConfig(**description["encoder"])
+    return {
+        **{name: description["encoder"][name] for name in ("name", "scales", "grid", "random_weights")},
+        "parameters": sum(p.numel() for p in encoder.build().parameters()),
+        "fingerprint": description["encoder_fingerprint"],
+    }

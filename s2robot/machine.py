@@ -51,6 +51,15 @@ def resident_mb(process: int) -> float | None:
     return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def free_memory() -> int | None:
+    """Bytes that could be filled without swapping; None where nobody tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
 def git_revision() -> str | None:
     """The checkout's revision, with "+" if it has uncommitted changes; None outside a checkout."""
     here = Path(__file__).parent

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from s2robot import command, files, progress, statistics
+from s2robot import command, files, progress, registry, statistics
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput, UsageError
 from s2robot.runs import SEED_FOLDER, seed_folders
@@ -24,11 +24,10 @@ def do_train(argv: Sequence[str]) -> int:
     """Train one policy, or one a seed."""
     from s2robot.datasets import DemoDataset
     from s2robot.demo import run_schema
-    from s2robot.store import encode_dataset
 
     parser = command.parser(
         "train",
-        "Train a policy; encodes first what is not yet encoded.",
+        "Train a policy; encodes first what is not yet encoded, unless the policy reads frames itself.",
         "s2robot train runs/lift.hdf5 --out runs/lift-act --kind act --seeds 0,1,2 --validate 20",
         key="--policy.hidden 512",
     )
@@ -51,26 +50,36 @@ def do_train(argv: Sequence[str]) -> int:
     if options.validate and not config.train.snapshots:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, snapshots=SNAPSHOTS))
     console, dataset = Console(), DemoDataset(options.dataset)
-    root, workers = Path(options.dataset).parent / "features", config.encode.workers or None
-    with progress.bar("encode", console) as report:
-        store = encode_dataset(
-            dataset.path, config.encoder, root, stride=config.encode.stride, workers=workers, progress=report
-        )
+    source = _source(options.kind, dataset, config, console)
     for seed in _seeds(options.seeds, config.train.seed):
         out = Path(config.out) / SEED_FOLDER.format(seed) if options.seeds else Path(config.out)
         run = dataclasses.replace(config, out=".", train=dataclasses.replace(config.train, seed=seed))
-        _train_one(dataset, store, run, out, options.validate, console)
+        _train_one(dataset, source, run, out, options.validate, console)
     console.print(f"Now: s2robot eval {config.out}", highlight=False)
     return 0
 
 
-def _train_one(dataset: Any, store: Any, config: Any, out: Path, validate: int, console: Console) -> None:
+def _source(kind: str, dataset: Any, config: Any, console: Console) -> Any:
+    """What it learns from: frames, or a feature store beside the dataset."""
+    from s2robot.frames import Frames
+    from s2robot.store import encode_dataset
+
+    if kind in registry.PIXEL_POLICIES:
+        return Frames(dataset, config.encode.stride)
+    root, workers = dataset.path.parent / "features", config.encode.workers or None
+    with progress.bar("encode", console) as report:
+        return encode_dataset(
+            dataset.path, config.encoder, root, stride=config.encode.stride, workers=workers, progress=report
+        )
+
+
+def _train_one(dataset: Any, source: Any, config: Any, out: Path, validate: int, console: Console) -> None:
     from s2robot.selection import ValidationConfig, select
     from s2robot.training import train
 
     configuration.keep(config, out)
     with progress.bar("train", console) as report:
-        policy = train(dataset, store, config.encoder, config.policy, config.train, out / "policy", progress=report)
+        policy = train(dataset, source, config.encoder, config.policy, config.train, out / "policy", progress=report)
     console.print(f"{policy}: trained", highlight=False)
     if validate:
         with progress.bar("validate", console) as report:

@@ -34,6 +34,14 @@ POLICIES = {
 }
 """Policy kind -> module with `CONFIG`, its hyper-parameters, and `NETWORK`, a `policies.neck.Neck`."""
 
+PIXEL_POLICIES = {
+    "cnn": "s2robot.policies.cnn",
+    "finetune": "s2robot.policies.finetune",
+}
+"""The same of kinds that read frames, without a feature store: `NETWORK` is a `policies.pixels.PixelNetwork`."""
+
+KINDS = {**POLICIES, **PIXEL_POLICIES}
+
 RENAMED = {"bc": "bc-mlp"}
 """What kinds were called when older run folders were written -> what they are called now."""
 
@@ -95,9 +103,9 @@ def policy_module(kind: str) -> Any:
         UnknownName: with the nearest kind there is.
     """
     kind = RENAMED.get(kind, kind)
-    if kind not in POLICIES:
-        raise UnknownName("policy", kind, POLICIES, "s2robot list policies")
-    return importlib.import_module(POLICIES[kind])
+    if kind not in KINDS:
+        raise UnknownName("policy", kind, KINDS, "s2robot list policies")
+    return importlib.import_module(KINDS[kind])
 
 
 def neck() -> Any:
@@ -117,10 +125,10 @@ def wrappers() -> Any:
 
 def policy_kind(config: object) -> str:
     """The kind whose hyper-parameters these are."""
-    for kind in POLICIES:
+    for kind in KINDS:
         if type(config) is policy_module(kind).CONFIG:
             return kind
-    raise InvalidInput(f"{type(config).__name__} is no policy's; known: {', '.join(POLICIES)}")
+    raise InvalidInput(f"{type(config).__name__} is no policy's; known: {', '.join(KINDS)}")
 
 
 def load_policy(folder: str | Path, **options: Any) -> Policy:

@@ -97,7 +97,9 @@ def _headline(run: Run) -> list[tuple[str, str, str]]:
     if demos := run.summary.get("demos"):
         tiles.append(("Learned from", f"{int(demos)} demos", "scripted, in simulation"))
     if parameters := run.summary.get("policy", {}).get("parameters"):
-        tiles.append(("Trained", page.many(parameters), "policy parameters; the encoder stays frozen"))
+        frozen = "policy parameters; the encoder stays frozen"
+        what = frozen if run.summary.get("encoder") else "parameters, from pixels to actions"
+        tiles.append(("Trained", page.many(parameters), what))
     if stages := run.summary.get("stages"):
         total = sum(stage.get("seconds", 0) for stage in stages)
         tiles.append(("From nothing to here", page.duration(total), "all stages"))

@@ -1,6 +1,8 @@
-"""What a policy trains on, in memory: compressed features of every encoded step, and what the expert did next.
+"""What a policy trains on, in memory: what it sees at every n-th step, and what the expert did next.
 
-demonstrations + feature store -> the tokens the policy reads -> compressed once -> windows of T observations
+    demonstrations + a source -> what the network keeps of each step -> windows of T observations
+
+The source is a feature store, of which compressed features are kept, or `Frames`, of which small frames are.
 """
 
 from __future__ import annotations
@@ -13,62 +15,70 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2robot import registry
+from s2robot import machine, registry
 from s2robot.datasets import DemoDataset
 from s2robot.errors import InvalidInput
+from s2robot.frames import Frames, Rows
 from s2robot.store import FeatureStore
 from s2robot.stored import StoredEpisode
 
-Rows = NDArray[np.int64]
+Source = FeatureStore | Frames
+PIECE = 128  # rows read at once
 
 
 @dataclass(frozen=True)
 class Samples:
-    """F encoded steps; a sample is one of them and the T - 1 looks before it."""
+    """F steps; a sample is one of them and the T - 1 looks before it."""
 
-    maps: Tensor  # (F, V, C, h, w) float16, compressed
+    seen: Tensor  # (F, ...) what the network keeps of each: `policies.neck.Neck.kept`
     proprioception: Tensor  # (F, Q)
     goal: Tensor  # (F, G); G is 0 where a task has only one
     actions: Tensor  # (F, A, M)
     valid: Tensor  # (F, A): 0 beyond the end of the episode
     window: Tensor  # (F, T): rows of the looks that lead to this one, oldest first, itself last
 
-    def take(self, rows: Tensor) -> Any:
-        """The `policies.neck.Batch` of these rows (B,)."""
+    def take(self, rows: Tensor, device: torch.device) -> Any:
+        """The `policies.neck.Batch` of these rows (B,), on a device."""
         past = self.window[rows]  # (B, T)
-        return registry.neck().Batch(
-            self.maps[past].float(), self.proprioception[past], self.goal[past], self.actions[past], self.valid[past]
-        )
+        fields = (self.seen, self.proprioception, self.goal, self.actions, self.valid)
+        return registry.neck().Batch(*(field[past].to(device) for field in fields))
 
 
 @torch.no_grad()
-def gather(dataset: DemoDataset, store: FeatureStore, network: Any, episodes: range) -> Samples:
-    """The samples of these episodes, which are the store's first.
+def gather(dataset: DemoDataset, source: Source, network: Any, episodes: range) -> Samples:
+    """The samples of these episodes, which are the source's first.
 
     Raises:
-        InvalidInput: the looks of a window would lie between encoded steps.
+        InvalidInput: the looks of a window would lie between encoded steps, or memory does not hold the samples.
     """
     config = network.config
-    if config.context > 1 and config.execute % store.stride:
+    if config.context > 1 and config.execute % source.stride:
         raise InvalidInput(
-            f"The policy looks every {config.execute} steps (--policy.execute) and every {store.stride}th is encoded"
+            f"The policy looks every {config.execute} steps (--policy.execute) and every {source.stride}th is encoded"
             " (--encode.stride): a context needs the first to be a multiple of the second"
         )
-    steps = [store.rows(k)[1] for k in episodes]
-    count = sum(map(len, steps))
-    pieces = np.array_split(np.arange(count), max(1, count // 128))
-    maps = [network.compression(tokens(store, rows, config.tokens)).half() for rows in pieces]
+    steps = [source.rows(k)[1] for k in episodes]
+    seen = _seen(source, network, sum(map(len, steps)))
     fields = [_fields(dataset.episode(k), steps[k], config.chunk) for k in episodes]
     state, goal, actions, valid = (torch.from_numpy(np.concatenate(part)) for part in zip(*fields, strict=True))
-    window = torch.from_numpy(_windows(steps, config, store.stride))
-    return Samples(torch.cat(maps), state, goal, actions, valid, window)
+    window = torch.from_numpy(_windows(steps, config, source.stride))
+    return Samples(seen, state, goal, actions, valid, window)
 
 
-def tokens(store: FeatureStore, rows: Rows, which: str) -> Tensor:
-    """What the policy reads of these rows, (n, V, D*S, h, w), copied: torch does not take read-only memory."""
-    maps, cls = (torch.from_numpy(np.array(array[rows])) for array in (store.map, store.cls))
-    chosen: Tensor = registry.neck().chosen_tokens(maps, cls, which)
-    return chosen
+def _seen(source: Source, network: Any, count: int) -> Tensor:
+    """What the network keeps of the first `count` rows, read piece by piece into memory reserved once."""
+    one: Tensor = network.kept(source, np.arange(1))
+    needed, free = count * one.nbytes, machine.free_memory()
+    if free is not None and needed > free:
+        raise InvalidInput(
+            f"What the policy sees of {count} steps takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are"
+            " free. Take fewer steps (--encode.stride), demonstrations (--train.demos) or, for a policy that reads"
+            " frames, pixels (--policy.size)"
+        )
+    seen = torch.empty(count, *one.shape[1:], dtype=one.dtype)
+    for rows in np.array_split(np.arange(count), max(1, count // PIECE)):
+        seen[rows[0] : rows[-1] + 1] = network.kept(source, rows)
+    return seen
 
 
 def _fields(episode: StoredEpisode, steps: Rows, chunk: int) -> tuple[NDArray[Any], ...]:

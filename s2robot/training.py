@@ -1,6 +1,6 @@
-"""Train a policy on stored features: no frame is read, no encoder is run.
+"""Train a policy: on stored features, so that no frame is read and no encoder run; or, for baselines, on frames.
 
-    demonstrations + feature store -> samples in memory -> steps -> policy.safetensors + policy.json
+    demonstrations + feature store or frames -> samples in memory -> steps -> policy.safetensors + policy.json
 
 Every step's batch and noise are functions of (seed, step), so a run that was killed and resumed ends with the
 same weights as one that was not.
@@ -22,14 +22,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from s2robot import files, registry
+from s2robot import engines, files, registry
 from s2robot.contribution import by_scale
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.episodes import split_episodes
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
-from s2robot.samples import Samples, gather, tokens
-from s2robot.store import FeatureStore
+from s2robot.frames import Frames
+from s2robot.samples import Samples, Source, gather
 from s2robot.types import Policy
 
 Progress = Callable[[int, int, str], None]
@@ -55,20 +55,24 @@ class TrainConfig:
 
 def train(
     dataset: DemoDataset,
-    store: FeatureStore,
+    source: Source,
     encoder: EncoderConfig,
     policy: Any,
     config: TrainConfig,
     out: Path,
     *,
     progress: Progress = lambda done, total, note: None,
+    device: str | None = None,
 ) -> Path:
     """Train into folder `out`, or resume there; return it.
 
     Args:
+        source: a feature store, or `Frames` for a policy that reads frames.
         policy: the policy's own hyper-parameters, e.g. `policies.bc_mlp.BCConfig`; they say of which kind it is.
+        device: default: the CPU for features, where a step takes milliseconds; for frames CUDA when there is one.
 
     Raises:
+        InvalidInput: the source is not of the policy's kind, or memory does not hold its samples.
         S2RobotError: the loss became NaN.
     """
     if (out / "done").exists():
@@ -79,12 +83,13 @@ def train(
     files.sweep(out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = _network(kind, policy, dataset, store, encoder, episodes)
-        state = _TrainState(network, config)
+        network = _network(kind, policy, dataset, source, encoder, episodes)
+        where = engines.find_device(device or (None if isinstance(source, Frames) else "cpu"))
+        state = _TrainState(network.to(where), config)
         state.restore(out / "state.pt")
-        train_rows, valid_rows = _split(store, len(episodes), config)
-        samples = gather(dataset, store, network, episodes)
-        describe = partial(_description, kind, dataset, store, encoder)
+        train_rows, valid_rows = _split(source, len(episodes), config)
+        samples = gather(dataset, source, network, episodes)
+        describe = partial(_description, kind, dataset, source, encoder)
         _loop(state, samples, train_rows, valid_rows, config, out, progress, describe)
         if worth := by_scale(state.averaged.module, samples, valid_rows, encoder.scale_names):
             files.write_json(out / "scales.json", worth)
@@ -101,9 +106,10 @@ def load_policy(
 
     Args:
         engine, precision: who computes its features, see `s2robot.engines`; default: the precision it was trained on.
+            A policy that reads frames is torch's alone, in fp32.
 
     Raises:
-        InvalidInput: there is no policy there.
+        InvalidInput: there is no policy there, or not for this engine and precision.
         CorruptFile: it cannot be read back.
         CheckpointMismatch: its encoder's weights are not those it was trained on.
     """
@@ -116,6 +122,8 @@ def load_policy(
     try:
         weights = load_file(folder / "policy.safetensors")
         module = registry.policy_module(description["kind"])
+        if module.NETWORK.reads_frames:
+            return _pixel_policy(folder, module, description, weights, device, (engine, precision))
         known = EncoderConfig(**{**description["encoder"], "engine": "auto"})
         encoder = known.build(device)
         if encoder.fingerprint != description["encoder_fingerprint"]:
@@ -136,6 +144,24 @@ def load_policy(
     return policy
 
 
+def _pixel_policy(
+    folder: Path,
+    module: Any,
+    description: dict[str, Any],
+    weights: dict[str, Tensor],
+    device: str | None,
+    how: tuple[str, str | None],
+) -> Policy:
+    if how[0] not in ("auto", "torch") or how[1] not in (None, "fp32"):
+        raise InvalidInput(
+            f"Engine {how[0]!r}, precision {how[1]!r}: the {description['kind']} policy in {folder} reads frames by a"
+            " network of its own, which only torch in fp32 computes. Leave both out"
+        )
+    known = description["encoder"] and EncoderConfig(**description["encoder"])
+    policy: Policy = registry.acting().restore_pixels(module, description, known, weights, engines.find_device(device))
+    return policy
+
+
 def _episodes(dataset: DemoDataset, config: TrainConfig) -> range:
     """The demonstrations learned from: the dataset's first."""
     if not 0 <= config.demos <= len(dataset):
@@ -146,12 +172,16 @@ def _episodes(dataset: DemoDataset, config: TrainConfig) -> range:
 class _TrainState:
     """Network, optimizer and averaged weights, saved and restored together."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, network: Any, config: TrainConfig) -> None:
         self.network = network
+        self.device: torch.device = next(network.parameters()).device
         self.averaged = torch.optim.swa_utils.AveragedModel(
             network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=True
         )
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        groups, self.shares = zip(*network.rates(), strict=True)  # of the learning rate
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group} for group in groups], lr=config.lr, weight_decay=config.weight_decay
+        )
         self.step = 0
 
     def save(self, path: Path) -> None:
@@ -163,7 +193,7 @@ class _TrainState:
         if not path.exists():
             return
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location="cpu")
             for name in ("network", "averaged", "optimizer"):
                 getattr(self, name).load_state_dict(state[name])
             self.step = int(state["step"])
@@ -198,7 +228,7 @@ def _loop(
             progress(state.step, config.steps, f"loss {loss:.4f}")
             if state.step % VALID_EVERY == 0 or state.step == config.steps:
                 row: dict[str, Any] = {"step": state.step, "loss": loss, "lr": _lr(config, state.step - 1)}
-                row["valid_loss"] = _valid_loss(state.averaged.module, samples, valid_rows)
+                row["valid_loss"] = _valid_loss(state, samples, valid_rows, config)
                 metrics.write({**row, "seconds": round(time.monotonic() - began, 2)})
             if state.step in kept:
                 _write_policy(state.averaged.module, describe, out / "snapshots" / f"{state.step:06}")
@@ -209,13 +239,12 @@ def _loop(
 
 def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfig) -> float:
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
-    windows = max(1, config.batch // samples.window.shape[1])
-    batch = rows[torch.randint(len(rows), (windows,), generator=generator)]
+    batch = rows[torch.randint(len(rows), (_windows(samples, config),), generator=generator)]
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout and noise
-    for group in state.optimizer.param_groups:
-        group["lr"] = _lr(config, state.step)
+    for group, share in zip(state.optimizer.param_groups, state.shares, strict=True):
+        group["lr"] = share * _lr(config, state.step)
     state.network.train()
-    loss = state.network.batch_loss(samples.take(batch))  # type: ignore[operator]
+    loss: Tensor = state.network.batch_loss(samples.take(batch, state.device))
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
@@ -225,12 +254,17 @@ def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfi
 
 
 @torch.no_grad()
-def _valid_loss(network: Any, samples: Samples, rows: Tensor) -> float | None:
+def _valid_loss(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfig) -> float | None:
     if not len(rows):
         return None
-    network.eval()
-    losses = [float(network.batch_loss(samples.take(part))) * len(part) for part in rows.split(256)]
-    return sum(losses) / len(rows)
+    network: Any = state.averaged.module.eval()
+    parts = rows.split(_windows(samples, config))  # what fits in a step fits here
+    return sum(float(network.batch_loss(samples.take(part, state.device))) * len(part) for part in parts) / len(rows)
+
+
+def _windows(samples: Samples, config: TrainConfig) -> int:
+    """Windows a batch."""
+    return max(1, config.batch // samples.window.shape[1])
 
 
 def _lr(config: TrainConfig, step: int) -> float:
@@ -242,32 +276,29 @@ def _lr(config: TrainConfig, step: int) -> float:
 
 
 def _network(
-    kind: str, policy: Any, dataset: DemoDataset, store: FeatureStore, encoder: EncoderConfig, episodes: range
-) -> nn.Module:
+    kind: str, policy: Any, dataset: DemoDataset, source: Source, encoder: EncoderConfig, episodes: range
+) -> Any:
     """A fresh network for these shapes, its compression and normalisation fitted to the demonstrations."""
-    module = registry.policy_module(kind)
-    frames = int(store.rows(episodes[-1])[0][-1]) + 1
-    spread = np.linspace(0, frames - 1, min(frames, 400)).astype(int)  # enough tokens for a covariance
-    seen = tokens(store, spread, policy.tokens)
-    _, views, channels, height, width = seen.shape
-    groups = encoder.groups
+    network_of = registry.policy_module(kind).NETWORK
+    if network_of.reads_frames != isinstance(source, Frames):
+        wanted = "s2robot.frames.Frames" if network_of.reads_frames else "a feature store"
+        raise InvalidInput(f"The policy {kind} was given a {type(source).__name__} to learn from; expected {wanted}")
+    count = int(source.rows(episodes[-1])[0][-1]) + 1
+    spread = np.linspace(0, count - 1, min(count, 400)).astype(int)  # enough tokens for a covariance
     first = dataset.episode(0)
-    shapes = registry.neck().Shapes(
-        views, groups, channels // groups, (height, width), first.proprioception.shape[1], first.actions.shape[1],
-        0 if first.goal is None else first.goal.shape[1],
-    )  # fmt: skip
-    network: nn.Module = module.NETWORK(policy, shapes)
-    network.compression.fit(seen)  # type: ignore[union-attr, operator]
+    fields = {"proprioception": first.proprioception.shape[1], "actions": first.actions.shape[1]}
+    fields["goal"] = 0 if first.goal is None else first.goal.shape[1]
+    network = network_of.fresh(policy, source, spread, encoder, fields)
     states = torch.from_numpy(np.concatenate([dataset.episode(k).proprioception for k in episodes]))
-    network.proprioception_mean.copy_(states.mean(dim=0))  # type: ignore[operator]
-    network.proprioception_std.copy_(states.std(dim=0).clamp_min(1e-4))  # type: ignore[operator]
+    network.proprioception_mean.copy_(states.mean(dim=0))
+    network.proprioception_std.copy_(states.std(dim=0).clamp_min(1e-4))
     return network
 
 
-def _split(store: FeatureStore, episodes: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
+def _split(source: Source, episodes: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
     rows = []
     for part in split_episodes(episodes, config.valid_fraction, config.seed):
-        found = [np.asarray(store.rows(k)[0]) for k in part]
+        found = [np.asarray(source.rows(k)[0]) for k in part]
         rows.append(torch.from_numpy(np.concatenate(found) if found else np.zeros(0, int)))
     return rows[0], rows[1]
 
@@ -280,13 +311,12 @@ def _write_policy(network: Any, describe: Callable[[Any], dict[str, Any]], out: 
 
 
 def _description(
-    kind: str, dataset: DemoDataset, store: FeatureStore, encoder: EncoderConfig, network: Any
+    kind: str, dataset: DemoDataset, source: Source, encoder: EncoderConfig, network: Any
 ) -> dict[str, Any]:
     return {
         "kind": kind,
         **registry.acting().describe(network),
-        "encoder": dataclasses.asdict(encoder),
-        "encoder_fingerprint": store.encoder_fingerprint,
+        **network.needs(source, encoder),
         "task": dataset.env_args.get("task"),
         "robot": dataset.env_args.get("robot"),
         "cameras": list(dataset.cameras),

@@ -171,7 +171,10 @@ def _tasks() -> Any:
 
 
 def _policies() -> Any:
-    return [{"kind": kind, "module": module} for kind, module in registry.POLICIES.items()]
+    return [
+        {"kind": kind, "reads": "frames" if kind in registry.PIXEL_POLICIES else "features", "module": module}
+        for kind, module in registry.KINDS.items()
+    ]
 
 
 def _configs() -> Any:
