@@ -37,6 +37,7 @@ class DoorExpert(lift.LiftExpert):
     HOLD = (0.04, 0.035)
     ASKEW = 1.0  # turned further away than this from facing the lever, the hand has lost it [rad]
     LEVER = (0.03, 0.07)  # fingers this far apart, once come to rest there, hold the lever until they no longer are [m]
+    FOLDED = 0.32  # further from the lever than this, the arm is folded up [m]
     TURN_GAIN = 2.0  # action per radian of error; saturates at 0.5 rad
     ARM = 0.1  # a radian amiss counts as much as this far aside [m]
     TURNED, UNLATCHED = -1.5, (1.1, 1.3)  # how far the lever is turned; pulling begins, is at its full [rad]
@@ -58,11 +59,16 @@ class DoorExpert(lift.LiftExpert):
         aside = beside + self.ARM * amiss
         lost = beside > self.HOLD[0] or abs(deep) > self.HOLD[1] or amiss > self.ASKEW
         within = aside < self.REACH[0] and abs(deep) < self.REACH[1]
-        if self._approaches(lost=lost, within=within):
-            self._held = False
-            back = self.CLEARANCE * np.clip((aside - self.THROAT) / (self.MOUTH - self.THROAT), 0, 1)
-            return self._pose(error - back * lever[:, 1], turn, close=False)
         thin, thick = self.LEVER
+        shut = float(np.clip((thick - state["fingers"][0]) / (thick - thin), 0, 1))
+        missed = self._closing and shut == 1 and self._closed(state)
+        if self._approaches(lost=lost or missed, within=within and shut < 1):
+            self._held = False
+            # With the fingers shut as well as from beside, not onto the lever.
+            back = self.CLEARANCE * max(np.clip((aside - self.THROAT) / (self.MOUTH - self.THROAT), 0, 1), shut)
+            # From far away first come near: the arm folded up has no room to turn the hand, and stays folded.
+            near = np.clip((self.FOLDED - np.linalg.norm(error)) / 0.05, 0, 1)
+            return self._pose(error - back * lever[:, 1], near * turn, close=False)
         self._held = (self._held or self._closed(state)) and bool(thin < state["fingers"][0] < thick)
         return self._operate(state, facing) if self._held else self._pose(error, turn, close=True)
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from s2robot import files, machine
+from s2robot.board import Board
 from s2robot.pretrain_cost import multiply_adds
 from s2robot.ranks import Ranks
 from s2robot.recipe import PretrainConfig
@@ -35,11 +36,11 @@ class Journal:
         self._idle = 0.0  # seconds since the mark that were not training
         self._marked = start
         self._lines: files.JsonLines | None = None
-        self._board: Any = None
+        self._board: Board | None = None
         if here.is_first:
             files.keep_lines(out / "metrics.jsonl", lambda row: row["step"] <= start)
             self._lines = files.JsonLines(out / "metrics.jsonl")
-            self._board = _open_board(out / "tensorboard", start)
+            self._board = Board(out / "tensorboard", start)
             with files.JsonLines(out / "starts.jsonl") as starts:
                 starts.write(_circumstances(start, here, device))
 
@@ -69,9 +70,7 @@ class Journal:
         if self._lines is not None:
             self._lines.write(row)
         if self._board is not None:
-            for name, value in row.items():
-                if name not in ("step", "seconds"):
-                    self._board.add_scalar(name.replace("valid_", "valid/"), value, row["step"])
+            self._board.write(row)
 
     def rested(self, seconds: float) -> None:
         """So long was spent on something else than training, e.g. validation."""
@@ -107,11 +106,3 @@ def _circumstances(start: int, here: Ranks, device: torch.device) -> dict[str, A
         "versions": machine.versions(),
         "git": machine.git_revision(),
     }
-
-
-def _open_board(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # metrics.jsonl holds the same
-        return None
-    return SummaryWriter(str(folder), purge_step=start + 1)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from s2robot import engines, files, registry
+from s2robot.board import Board
 from s2robot.contribution import by_scale
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder, EncoderConfig
@@ -216,7 +217,7 @@ def _loop(
     kept = {config.steps - round(k * config.steps / 2 / (config.snapshots + 1)) for k in range(1, config.snapshots + 1)}
     files.keep_lines(out / "metrics.jsonl", lambda row: row["step"] <= state.step)  # later ones are taken again
     began, network = time.monotonic(), state.network
-    with files.JsonLines(out / "metrics.jsonl") as metrics:
+    with files.JsonLines(out / "metrics.jsonl") as metrics, Board(out / "tensorboard", state.step) as board:
         while state.step < config.steps:
             loss = _step(state, samples, train_rows, config)
             if not math.isfinite(loss):
@@ -230,6 +231,7 @@ def _loop(
                 row: dict[str, Any] = {"step": state.step, "loss": loss, "lr": _lr(config, state.step - 1)}
                 row["valid_loss"] = _valid_loss(state, samples, valid_rows, config)
                 metrics.write({**row, "seconds": round(time.monotonic() - began, 2)})
+                board.write(row)
             if state.step in kept:
                 _write_policy(state.averaged.module, describe, out / "snapshots" / f"{state.step:06}")
             if state.step % config.checkpoint_every == 0:
