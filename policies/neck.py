@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from s2robot.errors import InvalidInput, UnknownName
-from s2robot.policies.readout import SpatialReadout
+from s2robot.policies.readout import READOUTS, ConvReadout, SpatialReadout
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,6 +36,7 @@ class NeckConfig:
     execute: int = 4  # of which this many are executed before looking again
     context: int = 1  # looks it decides by (T): the present one and those before, `execute` steps apart
     tokens: str = "map"  # what is read: the whole token "map", its "mean", or "cls"; the last two know no places
+    readout: str = "attention"  # how a map is read: "attention" with expected places, or "conv"
     components: int = 64  # channels kept of each scale
     queries: int = 16  # things each view may look for
     key_width: int = 32
@@ -51,8 +52,9 @@ class NeckConfig:
                 f"chunk is {self.chunk}, execute {self.execute}, context {self.context}; expected"
                 " 1 <= execute <= chunk and a context of at least 1"
             )
-        if self.tokens not in TOKENS:
-            raise UnknownName("tokens", self.tokens, TOKENS)
+        for name, known in (("tokens", TOKENS), ("readout", READOUTS)):
+            if getattr(self, name) not in known:
+                raise UnknownName(name, getattr(self, name), known)
         for name in ("proprioception_dropout", "token_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a share from 0 to below 1")
@@ -133,7 +135,7 @@ class Neck(nn.Module, ABC):
         super().__init__()
         self.config, self.shapes = config, shapes
         self.compression = Compression(shapes, config.components)
-        self.readout = SpatialReadout(
+        self.readout: SpatialReadout | ConvReadout = READOUTS[config.readout](
             shapes.views,
             shapes.scales * self.compression.components,
             shapes.grid,

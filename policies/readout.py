@@ -58,3 +58,48 @@ class SpatialReadout(nn.Module):
             )  # (B, K, N)
             found += [attention @ self.values[view](seen), attention @ self.coordinates]
         return torch.cat([part.flatten(1) for part in found], dim=1)
+
+
+class ConvReadout(nn.Module):
+    """Two small convolutions and a linear layer over all places, separate for each view: as wide as `SpatialReadout`.
+
+    What is seen where has a weight of its own, so it can tell what no single token shows, and needs more
+    demonstrations to learn it. The goal scales and shifts channels (Perez et al. 2018, "FiLM").
+    """
+
+    CHANNELS = 32
+
+    def __init__(
+        self,
+        views: int,
+        channels: int,
+        grid: tuple[int, int],
+        *,
+        queries: int,
+        key_width: int,
+        value_width: int,
+        goal: int = 0,
+    ) -> None:
+        super().__init__()
+        inner = self.CHANNELS
+        self.enter = nn.ModuleList([nn.Conv2d(channels, inner, 3, padding=1) for _ in range(views)])
+        self.deeper = nn.ModuleList([nn.Conv2d(inner, inner, 3, padding=1) for _ in range(views)])
+        each = queries * (value_width + 2)
+        self.leave = nn.ModuleList([nn.Linear(inner * grid[0] * grid[1], each) for _ in range(views)])
+        self.wanted = nn.Linear(goal, 2 * inner) if goal else None
+        self.width = views * each
+
+    def forward(self, maps: Tensor, goal: Tensor) -> Tensor:
+        """maps (B, V, C, h, w), goal (B, G) -> (B, V * queries * (value_width + 2))."""
+        found = []
+        for view in range(maps.shape[1]):
+            seen = self.enter[view](maps[:, view])  # (B, 32, h, w)
+            if self.wanted is not None:
+                scale, shift = self.wanted(goal)[..., None, None].chunk(2, dim=1)
+                seen = seen * (1 + scale) + shift
+            seen = self.deeper[view](nn.functional.gelu(seen))
+            found.append(self.leave[view](nn.functional.gelu(seen).flatten(1)))
+        return torch.cat(found, dim=1)
+
+
+READOUTS: dict[str, type[SpatialReadout] | type[ConvReadout]] = {"attention": SpatialReadout, "conv": ConvReadout}

@@ -231,7 +231,7 @@ def test_a_policy_of_an_older_version_still_acts(simple: Path, tmp_path: Path) -
     """Before there were others, bc-mlp was called bc, and had neither a context nor a choice of tokens."""
     folder = copied(simple, tmp_path)
     description = files.read_json(folder / "policy.json")
-    for name in ("context", "tokens", "feature_noise", "token_dropout", "proprioception_dropout"):
+    for name in ("context", "tokens", "readout", "feature_noise", "token_dropout", "proprioception_dropout"):
         del description["config"][name]
     files.write_json(folder / "policy.json", {**description, "kind": "bc"})
     seen = {FRAMES: episode(0).frames[0], PROPRIOCEPTION: episode(0).proprioception[0]}

@@ -15,7 +15,7 @@ from s2robot.policies.acting import FeaturePolicy
 from s2robot.policies.bc_mlp import BCConfig, BCNetwork
 from s2robot.policies.bc_rnn import Mixture, RNNConfig
 from s2robot.policies.neck import Batch, Compression, Shapes
-from s2robot.policies.readout import SpatialReadout
+from s2robot.policies.readout import READOUTS, SpatialReadout
 from s2robot.types import Features
 
 SHAPES = Shapes(views=2, scales=2, width=12, grid=(4, 4), proprioception=5, actions=4)
@@ -100,6 +100,22 @@ def test_loss_ignores_what_lies_beyond_the_end_of_an_episode(kind: str) -> None:
         beyond = batch.actions.clone()
         beyond[..., 2:, :] = 1
         assert loss(beyond) == loss(batch.actions)
+
+
+@pytest.mark.parametrize("name", READOUTS)
+def test_every_readout_sees_places_and_the_goal_and_keeps_views_apart(name: str) -> None:
+    torch.manual_seed(0)
+    readout = READOUTS[name](2, 4, (5, 6), queries=3, key_width=4, value_width=2, goal=2)
+    maps, goal = torch.randn(2, 2, 4, 5, 6), torch.eye(2)
+    with torch.no_grad():
+        found = readout(maps, goal)
+        assert found.shape == (2, readout.width) and readout.width == 2 * 3 * 4
+        assert not torch.allclose(readout(maps.flip(-1), goal), found)  # the same tokens elsewhere
+        assert not torch.allclose(readout(maps, goal.flip(0)), found)
+        other = maps.clone()
+        other[:, 1] += 1
+        same, changed = (readout(other, goal) == found).unflatten(1, (2, -1)).unbind(1)
+        assert same.all() and not changed.any()
 
 
 @pytest.mark.parametrize("kind", registry.POLICIES)
@@ -217,7 +233,7 @@ def test_acting_gives_its_network_the_windows_of_training() -> None:
 
 
 def test_hyper_parameters_that_cannot_be_are_refused() -> None:
-    for wrong in ({"execute": 9}, {"context": 0}, {"token_dropout": 1.0}, {"tokens": "clss"}):
+    for wrong in ({"execute": 9}, {"context": 0}, {"token_dropout": 1.0}, {"tokens": "clss"}, {"readout": "cnov"}):
         with pytest.raises(S2RobotError):
             BCConfig(**wrong)
     with pytest.raises(InvalidInput, match="multiple of the heads"):
