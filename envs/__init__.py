@@ -21,6 +21,7 @@ from s2robot.envs.vector import VectorEnv
 
 SPECS = (
     lift.TASK,
+    lift.STOCK,
     pick_color.TASK,
     pick_color.SMALL,
     stack.TASK,

@@ -327,3 +327,10 @@ def test_the_goal_is_in_the_demonstrations(tmp_path: Path) -> None:
         observation, _ = env.reset(seed=episode.seed)
         assert (episode.goal == observation[GOAL]).all()
     env.close()
+
+
+def test_stock_lift_starts_where_robosuites_does() -> None:
+    env = make_env("LiftStock", render_frames=False)
+    places = np.array([env.reset(seed=seed) and env.privileged()["cube"][:2] for seed in range(40)])
+    env.close()
+    assert np.abs(places).max() <= 0.03 + 1e-6 and np.abs(places).max(axis=0).min() > 0.024
