@@ -57,7 +57,7 @@ def test_run_again_it_does_nothing_twice(tiny: DemoConfig) -> None:
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(tiny: DemoConfig) -> None:
     other = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, lr=1.0))
-    with pytest.raises(InvalidInput, match=r"lr: 0\.0015 -> lr: 1\.0"):
+    with pytest.raises(InvalidInput, match=r"train\.lr: 0\.0015 -> 1\.0"):
         demo.demo(other, Console(quiet=True))
 
 
