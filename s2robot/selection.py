@@ -11,6 +11,7 @@ those that the result will be reported on.
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ def select(
         rows.append({"snapshot": name, "successes": sum(r.success for r in results), "episodes": len(results)})
     best = max(range(len(rows)), key=lambda k: (rows[k]["successes"], k))
     target = run / "best" / "policy"
+    former, weights = (folder / "policy.safetensors" for folder in (target, candidates[best]))
+    if former.exists() and not filecmp.cmp(former, weights, shallow=False):
+        shutil.rmtree(run / "best")  # episodes of a former best are not this one's
     target.mkdir(parents=True, exist_ok=True)
     for name in ("policy.safetensors", "policy.json"):  # json last: without it there is no policy
         with files.atomic(target / name) as temporary:
