@@ -90,6 +90,11 @@ class NetworkPolicy(ABC, Generic[Seen]):
         wanted = np.zeros(0, np.float32) if goal is None else goal
         if wanted.shape != (network.shapes.goal,):
             raise InvalidInput(f"The goal is {wanted.shape}; this policy was trained with ({network.shapes.goal},)")
+        if proprioception.shape != (network.shapes.proprioception,):
+            raise InvalidInput(
+                f"Proprioception is {proprioception.shape}; this policy was trained with"
+                f" ({network.shapes.proprioception},): another robot or gripper?"
+            )
         state, aim = (torch.from_numpy(value)[None].to(maps.device) for value in (proprioception, wanted))
         self._looks.append(network.look(maps, state, aim))
         chunk = network.predict(self._window(), self._noise)[0].clamp(-1, 1)

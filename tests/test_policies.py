@@ -143,6 +143,8 @@ def test_every_policy_keeps_the_contract(trained: Path) -> None:
         policy.act({FRAMES: observation[FRAMES]})
     with pytest.raises(InvalidInput, match=r"The goal is \(3,\); this policy was trained with \(0,\)"):
         policy.act({**observation, GOAL: np.ones(3, np.float32)})
+    with pytest.raises(InvalidInput, match=r"Proprioception is \(6,\); this policy was trained with \(5,\)"):
+        policy.act({**observation, PROPRIOCEPTION: np.zeros(6, np.float32)})
     with pytest.raises(InvalidInput, match="NaN"):
         policy.act({**observation, PROPRIOCEPTION: np.full(5, np.nan, np.float32)})
 
