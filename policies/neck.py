@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from s2robot.encoder import EncoderConfig
 
 TOKENS = ("map", "mean", "cls")
+SHARES = ("proprioception_dropout", "token_dropout", "dropout")  # hyper-parameters of any kind of policy that has them
+COUNTS = ("components", "queries", "key_width", "value_width", "hidden", "modes", "width", "heads", "times", "steps")
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,12 @@ class NeckConfig:
         for name, known in (("tokens", TOKENS), ("readout", READOUTS)):
             if getattr(self, name) not in known:
                 raise UnknownName(name, getattr(self, name), known)
-        for name in ("proprioception_dropout", "token_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in SHARES:
+            if not 0 <= getattr(self, name, 0) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a share from 0 to below 1")
+        for name in COUNTS:
+            if getattr(self, name, 1) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a whole number from 1 on")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from s2robot import config as configuration
 from s2robot import registry
+from s2robot.errors import UsageError
 
 
 def parser(verb: str, purpose: str, example: str, key: str = "--collect.noise 0.2") -> argparse.ArgumentParser:
@@ -29,7 +31,19 @@ def shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
 
 def policy_kind(parser: argparse.ArgumentParser) -> None:
     kinds = ", ".join(registry.KINDS)
-    parser.add_argument("--kind", default="bc-mlp", help=f"of policy: {kinds} (default: bc-mlp)")
+    parser.add_argument("--kind", default=None, help=f"of policy: {kinds} (default: the config's, else bc-mlp)")
+
+
+def chosen_kind(options: argparse.Namespace, config: str) -> str:
+    """The kind of policy that `--kind` and the config file ask for.
+
+    Raises:
+        UsageError: they ask for two.
+    """
+    asked, written = (registry.RENAMED.get(kind, kind) for kind in (options.kind, configuration.said(config, "kind")))
+    if written and asked and written != asked:
+        raise UsageError(f"--kind is {asked}, and {config} is of a {written}. Leave one of them out")
+    return str(asked or written or "bc-mlp")
 
 
 def overrides(options: argparse.Namespace, rest: Sequence[str]) -> Any:

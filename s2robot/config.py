@@ -67,15 +67,23 @@ def keep(config: Any, out: Path) -> None:
     if not path.exists():
         with files.atomic(path) as temporary:
             temporary.write_text(now, encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != now:
-        before, after = (_lines(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), now))
-        gone, come = sorted(before.items() - after.items()), dict(after)
-        changed = [f"{key}: {value} -> {come.get(key, 'none')}" for key, value in gone]
-        changed += [f"{key}: none -> {come[key]}" for key in sorted(after.keys() - before.keys())]
+    elif changed := differences(_read(str(path)), yaml.safe_load(now)):
         raise InvalidInput(
             f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another --out, or:"
             f" rm -r {shlex.quote(str(out))}"
         )
+
+
+def differences(before: Any, after: Any) -> list[str]:
+    """What is not the same in two configs: ["train.lr: 0.1 -> 0.2", ...]."""
+    gone, come = _lines(before), _lines(after)
+    changed = [f"{key}: {gone[key]} -> {come.get(key, 'none')}" for key in sorted(gone) if gone[key] != come.get(key)]
+    return changed + [f"{key}: none -> {come[key]}" for key in sorted(come.keys() - gone.keys())]
+
+
+def said(source: str, key: str) -> Any:
+    """What a config file, or one that ships with s2robot, says of a key at its top; None where it does not."""
+    return _read(source).get(key)
 
 
 def _lines(tree: Any, prefix: str = "") -> dict[str, str]:

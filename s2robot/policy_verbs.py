@@ -46,12 +46,17 @@ def do_train(argv: Sequence[str]) -> int:
         parser, out="out", seed="train.seed", steps="train.steps", demos="train.demos", snapshots="train.snapshots"
     )
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(run_schema(options.kind), options.config, command.overrides(options, rest))
+    if options.validate < 0:
+        raise UsageError(f"--validate is {options.validate}; expected a number of rollouts, 0 for none")
+    kind = command.chosen_kind(options, options.config)
+    config = configuration.load(run_schema(kind), options.config, command.overrides(options, rest))
     if options.validate and not config.train.snapshots:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, snapshots=SNAPSHOTS))
+    seeds = _seeds(options.seeds, config.train.seed)
+    _one_or_many(Path(config.out), many=bool(options.seeds))
     console, dataset = Console(), DemoDataset(options.dataset)
-    source = _source(options.kind, dataset, config, console)
-    for seed in _seeds(options.seeds, config.train.seed):
+    source = _source(kind, dataset, config, console)
+    for seed in seeds:
         out = Path(config.out) / SEED_FOLDER.format(seed) if options.seeds else Path(config.out)
         run = dataclasses.replace(config, out=".", train=dataclasses.replace(config.train, seed=seed))
         _train_one(dataset, source, run, out, options.validate, console)
@@ -77,14 +82,31 @@ def _train_one(dataset: Any, source: Any, config: Any, out: Path, validate: int,
     from s2robot.selection import ValidationConfig, select
     from s2robot.training import train
 
+    begins = not (out / "config.yaml").exists()
     configuration.keep(config, out)
-    with progress.bar("train", console) as report:
-        policy = train(dataset, source, config.encoder, config.policy, config.train, out / "policy", progress=report)
+    try:
+        with progress.bar("train", console) as report:
+            policy = train(
+                dataset, source, config.encoder, config.policy, config.train, out / "policy", progress=report
+            )
+    except UsageError:
+        if begins:  # it did not, and its settings bind nobody
+            (out / "config.yaml").unlink()
+        raise
     console.print(f"{policy}: trained", highlight=False)
     if validate:
         with progress.bar("validate", console) as report:
             best = select(out, ValidationConfig(validate), report)
         console.print(f"{best}: the best of {config.train.snapshots + 1} by {validate} rollouts each", highlight=False)
+
+
+def _one_or_many(out: Path, *, many: bool) -> None:
+    """A folder holds one run, or those of `--seeds`: `eval` and `compare` would have to guess."""
+    there = seed_folders(out)
+    if many and (out / "policy").exists():
+        raise InvalidInput(f"{out} holds a run of its own. Choose another --out for --seeds")
+    if there and not many:
+        raise InvalidInput(f"{out} holds the runs of --seeds ({there[0].name}, ...). Choose another --out for one run")
 
 
 def _seeds(words: str | None, only: int) -> list[int]:

@@ -113,6 +113,8 @@ def evaluate(
     """
     if config.episodes < 1:
         raise InvalidInput(f"--episodes is {config.episodes}; ask for at least 1")
+    if config.seed < 0:
+        raise InvalidInput(f"--seed is {config.seed}; expected a whole number from 0 on")
     if config.ensemble and config.execute > 1:
         raise InvalidInput("--ensemble looks at every step: leave --execute out")
     description = files.read_json(policy_folder / "policy.json")

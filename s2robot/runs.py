@@ -153,5 +153,7 @@ def _expect(fits: bool, value: Any, wanted: str, where: str) -> None:
 
 def seed_folders(folder: Path) -> list[Path]:
     """The runs of `train --seeds` in a folder, by seed; none where it is one run itself."""
-    found = [path for path in folder.glob(SEED_FOLDER.format("*")) if path.is_dir()]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+    if (folder / "policy").is_dir():
+        return []
+    found = {path.name.removeprefix(SEED_FOLDER.format("")): path for path in folder.glob(SEED_FOLDER.format("*"))}
+    return [found[seed] for seed in sorted(filter(str.isdecimal, found), key=int) if found[seed].is_dir()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from s2robot import engines, files, registry
 from s2robot.board import Board
+from s2robot.config import differences
 from s2robot.contribution import by_scale
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder, EncoderConfig
@@ -35,6 +37,7 @@ from s2robot.types import Policy
 
 Progress = Callable[[int, int, str], None]
 VALID_EVERY = 50
+SETTINGS = "settings.json"  # all that decides the weights; written when training begins
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,21 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 250
     snapshots: int = 0  # earlier weights that are kept too, evenly over the second half of the steps
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 1), ("checkpoint_every", 1), ("seed", 0), ("snapshots", 0)):
+            if getattr(self, name) < least:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a whole number from {least} on")
+        if self.snapshots and 2 * (self.snapshots + 1) > self.steps:
+            raise InvalidInput(
+                f"snapshots is {self.snapshots}, steps {self.steps}; the second half of the steps has room for"
+                f" {max(0, self.steps // 2 - 1)} beside the last weights"
+            )
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf and 0 <= self.ema < 1):
+            raise InvalidInput(
+                f"lr is {self.lr}, weight_decay {self.weight_decay}, ema {self.ema}; expected a rate above 0, a decay"
+                " from 0 on, and an average from 0 to below 1"
+            )
 
 
 def train(
@@ -73,12 +91,15 @@ def train(
         device: default: the CPU for features, where a step takes milliseconds; for frames CUDA when there is one.
 
     Raises:
-        InvalidInput: the source is not of the policy's kind, or memory does not hold its samples.
+        InvalidInput: the source is not of the policy's kind, or memory does not hold its samples; or the folder holds a
+            policy that learned something else, or otherwise.
         S2RobotError: the loss became NaN.
     """
+    kind = registry.policy_kind(policy)
+    settings = _settings(kind, dataset, source, encoder, policy, config)
+    _hold_against(out, settings)
     if (out / "done").exists():
         return out
-    kind = registry.policy_kind(policy)
     episodes = _episodes(dataset, config)
     out.mkdir(parents=True, exist_ok=True)
     files.sweep(out)
@@ -90,6 +111,7 @@ def train(
         state.restore(out / "state.pt")
         train_rows, valid_rows = _split(source, len(episodes), config)
         samples = gather(dataset, source, network, episodes)
+        files.write_json(out / SETTINGS, settings)
         describe = partial(_description, kind, dataset, source, encoder)
         _loop(state, samples, train_rows, valid_rows, config, out, progress, describe)
         if worth := by_scale(state.averaged.module, samples, valid_rows, encoder.scale_names):
@@ -161,6 +183,40 @@ def _pixel_policy(
     known = description["encoder"] and EncoderConfig(**description["encoder"])
     policy: Policy = registry.acting().restore_pixels(module, description, known, weights, engines.find_device(device))
     return policy
+
+
+def _settings(
+    kind: str, dataset: DemoDataset, source: Source, encoder: EncoderConfig, policy: Any, config: TrainConfig
+) -> dict[str, Any]:
+    """All that decides the weights."""
+    seen = dataclasses.asdict(encoder) if isinstance(source, Frames) else source.encoder_fingerprint[:16]
+    learned = {name: value for name, value in vars(config).items() if name != "checkpoint_every"}
+    data = {"dataset": dataset.fingerprint[:16], "stride": source.stride, "encoder": seen}
+    settings: dict[str, Any] = files.plain({"kind": kind, **data, "policy": policy, "train": learned})
+    return settings
+
+
+def _hold_against(out: Path, settings: dict[str, Any]) -> None:
+    """A folder never holds one policy in the name of another.
+
+    Raises:
+        InvalidInput: what lies there learned with other settings; says which.
+    """
+    if (out / SETTINGS).exists():
+        before, now = files.read_json(out / SETTINGS), settings
+    elif (out / "policy.json").exists():  # of an older version, which wrote no more than this
+        description = files.read_json(out / "policy.json")
+        before = {"kind": registry.RENAMED.get(description["kind"], description["kind"])}
+        before["policy"] = {key: value for key, value in description["config"].items() if key in settings["policy"]}
+        now = {"kind": settings["kind"], "policy": {key: settings["policy"][key] for key in before["policy"]}}
+    else:
+        return
+    if changed := differences(before, now):
+        run = out.parent if out.name == "policy" else out
+        raise InvalidInput(
+            f"The policy in {out} learned with other settings ({'; '.join(changed)}). Choose another folder (--out), or"
+            f" remove it with all that was measured of it: rm -r {shlex.quote(str(run))}"
+        )
 
 
 def _episodes(dataset: DemoDataset, config: TrainConfig) -> range:
@@ -306,9 +362,13 @@ def _split(source: Source, episodes: int, config: TrainConfig) -> tuple[Tensor, 
 
 
 def _write_policy(network: Any, describe: Callable[[Any], dict[str, Any]], out: Path) -> None:
+    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+    for name, value in weights.items():  # the loss of a step says nothing of what the step itself has done
+        if not value.isfinite().all():
+            raise S2RobotError(f"The weights {name} became NaN or infinite. Lower --train.lr")
     out.mkdir(parents=True, exist_ok=True)
     with files.atomic(out / "policy.safetensors") as temporary:
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, str(temporary))
+        save_file(weights, str(temporary))
     files.write_json(out / "policy.json", describe(network))
 
 

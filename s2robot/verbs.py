@@ -52,7 +52,7 @@ def do_demo(argv: Sequence[str]) -> int:
     name = options.config or ("demo-quick" if options.quick else "demo")
     overrides = command.overrides(options, rest) + (["--baselines", "true"] if options.baselines else [])
     console = Console()
-    page = run(configuration.load(run_schema(options.kind), name, overrides), console)
+    page = run(configuration.load(run_schema(command.chosen_kind(options, name)), name, overrides), console)
     summary = files.read_json(page.parent / "summary.json")
     rate = statistics.percent(summary["success_rate"], *summary["interval"])
     console.print(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2robot import files, registry
+from s2robot import files, registry, training
 from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError, UnknownName
@@ -260,6 +260,15 @@ def test_a_missing_policy_says_how_to_train_one(tmp_path: Path) -> None:
 def test_nan_in_the_loss_stops_training_and_names_the_step(trained: Path, dataset: DemoDataset, tmp_path: Path) -> None:
     with pytest.raises(S2RobotError, match="at step"):
         run(dataset, tmp_path / "run", kind_of(trained), steps=50, lr=1e30, warmup=0.0)
+
+
+def test_weights_that_the_last_step_made_infinite_are_not_kept(simple: Path, tmp_path: Path) -> None:
+    network = load_policy(simple).network
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = float("inf")
+    with pytest.raises(S2RobotError, match="NaN or infinite"):
+        training._write_policy(network, lambda network: {}, tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
 
 
 def copied(folder: Path, to: Path) -> Path:

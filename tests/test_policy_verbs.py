@@ -1,0 +1,140 @@
+"""The verbs `train` and `eval`: a folder holds one run, or one a seed, and never another's results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from s2robot import cli, files
+from s2robot.datasets import DemoDataset, Episode, write_dataset
+from s2robot.encoder import EncoderConfig
+from s2robot.errors import InvalidInput
+from s2robot.frames import Frames
+from s2robot.policies.cnn import CNNConfig
+from s2robot.rollout import EvalConfig, evaluate
+from s2robot.runs import seed_folders
+from s2robot.training import SETTINGS, TrainConfig, train
+
+SMALL = ["--kind", "cnn", "--policy.widths", "16", "--policy.size", "32", "--policy.components", "4"]
+SMALL += ["--train.steps", "2", "--train.batch", "8"]
+
+
+def demos(path: Path, first: int, count: int = 2) -> DemoDataset:
+    def episode(seed: int) -> Episode:
+        rng = np.random.default_rng(seed)
+        actions = rng.uniform(-1, 1, (5, 4)).astype(np.float32)
+        frames, state = rng.integers(0, 255, (5, 2, 32, 32, 3), np.uint8), rng.normal(size=(5, 3)).astype(np.float32)
+        return Episode(seed, True, frames, state, actions, actions.copy(), np.zeros(5, np.float32), None)
+
+    return write_dataset(path, [episode(first + k) for k in range(count)], {"task": "Lift"}, ["a", "b"])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demos(tmp_path_factory.mktemp("verbs") / "demos.hdf5", 0).path
+
+
+def train_in(out: Path, dataset: Path, *words: str) -> int:
+    return cli.main(["train", str(dataset), "--out", str(out), *SMALL, *words])
+
+
+def test_a_finished_run_is_not_given_for_another(dataset: Path, tmp_path: Path, capsys: Any) -> None:
+    run, other = tmp_path / "run", demos(tmp_path / "other.hdf5", 10).path
+    assert train_in(run, dataset) == 0
+    weights = (run / "policy" / "policy.safetensors").read_bytes()
+    assert train_in(run, dataset) == 0
+    assert train_in(run, dataset, "--train.lr", "0.1") == 2
+    assert "train.lr: 0.0015 -> 0.1" in capsys.readouterr().err
+    assert train_in(run, other) == 2  # the same settings
+    said = " ".join(capsys.readouterr().err.split())
+    assert "learned with other settings (dataset: " in said and f"rm -r {run}" in said
+    (run / "config.yaml").unlink()
+    assert train_in(run, dataset, "--train.lr", "0.1") == 2
+    (run / "policy" / SETTINGS).unlink()  # as older versions left it
+    assert train_in(run, dataset, "--policy.dropout", "0.3") == 2
+    assert "policy.dropout: 0.1 -> 0.3" in capsys.readouterr().err
+    assert not (run / "config.yaml").exists()
+    assert train_in(run, dataset) == 0
+    assert (run / "policy" / "policy.safetensors").read_bytes() == weights
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_demonstrations(dataset: Path, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 3:
+            raise Killed
+
+    policy, config = CNNConfig(size=32, widths=(16,), components=4), TrainConfig(steps=4, batch=8, checkpoint_every=1)
+    ours, others = DemoDataset(dataset), demos(tmp_path / "other.hdf5", 10)
+    for data, error in ((ours, Killed), (others, InvalidInput)):
+        with pytest.raises(error):
+            train(data, Frames(data), EncoderConfig(), policy, config, tmp_path / "run", progress=kill, device="cpu")
+    assert (tmp_path / "run" / "state.pt").exists()
+
+
+def test_what_could_not_begin_binds_nobody(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_in(run, dataset, "--train.demos", "9") == 2
+    assert not (run / "config.yaml").exists()
+    assert train_in(run, dataset) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--validate", "-3"], "--validate is -3"),
+        (["--snapshots", "-1"], "snapshots is -1"),
+        (["--snapshots", "1"], "has room for 0"),
+        (["--train.steps", "0"], "steps is 0"),
+        (["--train.seed", "-1"], "seed is -1"),
+        (["--train.lr", ".nan"], "lr is nan"),
+        (["--policy.dropout", "2"], "dropout is 2"),
+        (["--policy.queries", "0"], "queries is 0"),
+        (["--policy.execute", "9"], "execute 9"),
+        (["--seeds", "0,0"], "--seeds is '0,0'"),
+        (["--kind", "cnnn"], "Did you mean 'cnn'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_for_is_said_at_once(
+    dataset: Path, tmp_path: Path, capsys: Any, words: list[str], message: str
+) -> None:
+    assert train_in(tmp_path / "run", dataset, *words) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_kind_may_stand_in_the_config(dataset: Path, tmp_path: Path, capsys: Any) -> None:
+    assert train_in(tmp_path / "run", dataset) == 0
+    config, again = tmp_path / "run" / "config.yaml", ["train", str(dataset), "--out", str(tmp_path / "again")]
+    assert cli.main([*again, "--config", str(config)]) == 0
+    assert files.read_json(tmp_path / "again" / "policy" / "policy.json")["kind"] == "cnn"
+    assert (tmp_path / "again" / "config.yaml").read_text() == config.read_text()
+    assert cli.main([*again, "--config", str(config), "--kind", "act"]) == 2
+    assert "--kind is act" in capsys.readouterr().err
+
+
+def test_a_folder_holds_one_run_or_one_a_seed(dataset: Path, tmp_path: Path) -> None:
+    one, many = tmp_path / "one", tmp_path / "many"
+    assert train_in(many, dataset, "--seeds", "10,2") == 0
+    (many / "seed-old").mkdir()
+    assert [path.name for path in seed_folders(many)] == ["seed-2", "seed-10"]
+    assert [files.read_json(path / "policy" / SETTINGS)["train"]["seed"] for path in seed_folders(many)] == [2, 10]
+    assert train_in(many, dataset) == 2
+    assert train_in(one, dataset) == 0
+    assert train_in(one, dataset, "--seeds", "0,1") == 2
+    (one / "seed-0").mkdir()
+    assert seed_folders(one) == []
+    (many / "seed-10" / "policy" / "policy.json").unlink()
+    assert cli.main(["eval", str(many)]) == 2  # before any of them is rolled out
+    assert not list(many.rglob("episodes*"))
+
+
+def test_evaluation_seeds_are_not_negative(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="--seed is -4"):
+        evaluate(tmp_path, EvalConfig(episodes=1, seed=-4), tmp_path / "log.jsonl")
