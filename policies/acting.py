@@ -119,7 +119,15 @@ class FeaturePolicy(NetworkPolicy[Features]):
         return features
 
     def maps(self, seen: Features) -> Tensor:
-        maps: Tensor = self.network.compression(chosen_tokens(seen.map, seen.cls, self.network.config.tokens))
+        shapes = self.network.shapes
+        tokens = chosen_tokens(seen.map, seen.cls, self.network.config.tokens)
+        wanted = (shapes.views, shapes.scales * shapes.width, *shapes.grid)
+        if tokens.shape[1:] != wanted:
+            raise InvalidInput(
+                f"Features are {tuple(tokens.shape[1:])} (views, channels, grid); this policy was trained with"
+                f" {wanted}. Give it as many cameras, with frames of the same size"
+            )
+        maps: Tensor = self.network.compression(tokens)
         return maps
 
 

@@ -140,7 +140,16 @@ def read_results(log: Path) -> list[EpisodeResult]:
 
 
 def make_env_for(description: dict[str, Any], fidelity: str, shift: str = "") -> RobosuiteEnv:
-    """The environment a policy was trained for, from its `policy.json`."""
+    """The environment a policy was trained for, from its `policy.json`.
+
+    Raises:
+        InvalidInput: its demonstrations did not say in which of our tasks they were made.
+    """
+    if not description.get("task"):
+        raise InvalidInput(
+            "This policy learned from demonstrations that name no task of s2robot's, so there is nothing to roll it out"
+            " in. Roll it out in your own: s2robot.rollout(s2robot.load_policy(RUN), env)"
+        )
     return registry.make_env(
         description["task"],
         robot=description.get("robot"),  # policies written before robots could be chosen name none

@@ -210,6 +210,14 @@ def test_training_leaves_the_encoder_as_it_was(trained: Path) -> None:
 
 
 @ON_FEATURES
+def test_other_frames_than_it_was_trained_on_are_refused(trained: Path) -> None:
+    policy, state = load_policy(trained), episode(0).proprioception[0]
+    for frames in (episode(0).frames[0][:1], episode(0).frames[0][:, :128]):
+        with pytest.raises(InvalidInput, match="as many cameras"):
+            policy.act({FRAMES: frames, PROPRIOCEPTION: state})
+
+
+@ON_FEATURES
 def test_a_policy_acts_on_int8_features_much_as_on_its_own(trained: Path) -> None:
     pytest.importorskip("onnxruntime")
     observation = {FRAMES: episode(0).frames[0], PROPRIOCEPTION: episode(0).proprioception[0]}

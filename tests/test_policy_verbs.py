@@ -14,7 +14,7 @@ from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
 from s2robot.frames import Frames
 from s2robot.policies.cnn import CNNConfig
-from s2robot.rollout import EvalConfig, evaluate
+from s2robot.rollout import EvalConfig, evaluate, make_env_for
 from s2robot.runs import seed_folders
 from s2robot.training import SETTINGS, TrainConfig, train
 
@@ -133,6 +133,11 @@ def test_a_folder_holds_one_run_or_one_a_seed(dataset: Path, tmp_path: Path) -> 
     (many / "seed-10" / "policy" / "policy.json").unlink()
     assert cli.main(["eval", str(many)]) == 2  # before any of them is rolled out
     assert not list(many.rglob("episodes*"))
+
+
+def test_a_policy_of_no_task_of_ours_is_not_rolled_out() -> None:
+    with pytest.raises(InvalidInput, match="name no task"):
+        make_env_for({"task": None}, "fast")
 
 
 def test_evaluation_seeds_are_not_negative(tmp_path: Path) -> None:
