@@ -84,6 +84,8 @@ def batch_of(network: Any, windows: int = 3) -> Batch:
 @pytest.mark.parametrize("kind", registry.POLICIES)
 def test_loss_ignores_what_lies_beyond_the_end_of_an_episode(kind: str) -> None:
     network = network_of(kind).eval()
+    if kind == "flow":  # it sees the whole noisy chunk at once: what is beyond is an input, but never an answer
+        network.enter.weight.data.zero_()
     batch = batch_of(network)
     batch.valid[..., 2:] = 0
 
@@ -94,12 +96,10 @@ def test_loss_ignores_what_lies_beyond_the_end_of_an_episode(kind: str) -> None:
     actions = batch.actions.clone().requires_grad_()
     loss(actions).backward()
     noticed = actions.grad[:, -1] != 0  # of the last look, which all kinds learn from
-    assert noticed[:, :2].all()
-    if kind != "flow":  # a flow sees the whole chunk at once: what is beyond is an input, never an answer
-        assert not noticed[:, 2:].any()
-        beyond = batch.actions.clone()
-        beyond[..., 2:, :] = 1
-        assert loss(beyond) == loss(batch.actions)
+    assert noticed[:, :2].all() and not noticed[:, 2:].any()
+    beyond = batch.actions.clone()
+    beyond[..., 2:, :] = 1
+    assert loss(beyond) == loss(batch.actions)
 
 
 @pytest.mark.parametrize("name", READOUTS)
@@ -144,6 +144,22 @@ def test_what_act_decides_after_a_look_knows_nothing_later() -> None:
         one, other = network(looks, style), network(later, style)
     torch.testing.assert_close(one[:, :2], other[:, :2], rtol=0, atol=1e-6)
     assert (one[:, 2] - other[:, 2]).abs().max() > 1e-3
+
+
+def test_act_pays_for_what_its_style_says() -> None:
+    """The divergence of the style from a standard normal, `kl_weight` times."""
+    network, std = network_of("act", latent=2, kl_weight=10.0).eval(), torch.tensor([0.5, 2.0])
+    batch, mean = batch_of(network), torch.tensor([0.3, -1.0])
+    with torch.no_grad():
+        network.style.weight.zero_()  # so that chunks are the same whatever it says
+        network.posterior[-1].weight.zero_()
+        network.posterior[-1].bias.zero_()
+        nothing = network.batch_loss(batch)
+        network.posterior[-1].bias.copy_(torch.cat([mean, 2 * std.log()]))
+        something = network.batch_loss(batch)
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0)).sum()
+    torch.testing.assert_close(something - nothing, 10 * expected, rtol=1e-4, atol=0)
 
 
 def test_a_mixture_is_a_density() -> None:
