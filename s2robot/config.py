@@ -60,6 +60,8 @@ def dump(config: Any) -> str:
 def keep(config: Any, out: Path) -> None:
     """Write a run's config into its folder, or hold it against the one that is there: a run is never two.
 
+    An option that the file does not know came later and had its default.
+
     Raises:
         InvalidInput: the folder holds a run with other settings; says which.
     """
@@ -67,7 +69,7 @@ def keep(config: Any, out: Path) -> None:
     if not path.exists():
         with files.atomic(path) as temporary:
             temporary.write_text(now, encoding="utf-8")
-    elif changed := differences(_read(str(path)), yaml.safe_load(now)):
+    elif changed := differences(filled(_read(str(path)), default(type(config))), yaml.safe_load(now)):
         raise InvalidInput(
             f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another --out, or:"
             f" rm -r {shlex.quote(str(out))}"
@@ -79,6 +81,18 @@ def differences(before: Any, after: Any) -> list[str]:
     gone, come = _lines(before), _lines(after)
     changed = [f"{key}: {gone[key]} -> {come.get(key, 'none')}" for key in sorted(gone) if gone[key] != come.get(key)]
     return changed + [f"{key}: none -> {come[key]}" for key in sorted(come.keys() - gone.keys())]
+
+
+def default(schema: type[Any]) -> dict[str, Any]:
+    """All of a schema's defaults."""
+    tree: dict[str, Any] = yaml.safe_load(dump(schema()))
+    return tree
+
+
+def filled(tree: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """A config with what it lacks of these known ones."""
+    both = {key: filled(tree[key], known[key]) for key in tree.keys() & known.keys() if isinstance(tree[key], dict)}
+    return {**known, **tree, **both}
 
 
 def said(source: str, key: str) -> Any:

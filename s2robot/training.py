@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 
 from s2robot import engines, files, registry
 from s2robot.board import Board
-from s2robot.config import differences
 from s2robot.contribution import by_scale
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder, EncoderConfig
@@ -33,11 +31,11 @@ from s2robot.episodes import split_episodes
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
 from s2robot.frames import Frames
 from s2robot.samples import Samples, Source, gather
+from s2robot.settings import SETTINGS, hold_against, settings_of
 from s2robot.types import Policy
 
 Progress = Callable[[int, int, str], None]
 VALID_EVERY = 50
-SETTINGS = "settings.json"  # all that decides the weights; written when training begins
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ def train(
         S2RobotError: the loss became NaN.
     """
     kind = registry.policy_kind(policy)
-    settings = _settings(kind, dataset, source, encoder, policy, config)
-    _hold_against(out, settings)
+    settings = settings_of(kind, dataset, source, encoder, policy, config)
+    hold_against(out, settings, {"policy": type(policy)(), "train": TrainConfig(), "encoder": EncoderConfig()})
     if (out / "done").exists():
         return out
     episodes = _episodes(dataset, config)
@@ -183,40 +181,6 @@ def _pixel_policy(
     known = description["encoder"] and EncoderConfig(**description["encoder"])
     policy: Policy = registry.acting().restore_pixels(module, description, known, weights, engines.find_device(device))
     return policy
-
-
-def _settings(
-    kind: str, dataset: DemoDataset, source: Source, encoder: EncoderConfig, policy: Any, config: TrainConfig
-) -> dict[str, Any]:
-    """All that decides the weights."""
-    seen = dataclasses.asdict(encoder) if isinstance(source, Frames) else source.encoder_fingerprint[:16]
-    learned = {name: value for name, value in vars(config).items() if name != "checkpoint_every"}
-    data = {"dataset": dataset.fingerprint[:16], "stride": source.stride, "encoder": seen}
-    settings: dict[str, Any] = files.plain({"kind": kind, **data, "policy": policy, "train": learned})
-    return settings
-
-
-def _hold_against(out: Path, settings: dict[str, Any]) -> None:
-    """A folder never holds one policy in the name of another.
-
-    Raises:
-        InvalidInput: what lies there learned with other settings; says which.
-    """
-    if (out / SETTINGS).exists():
-        before, now = files.read_json(out / SETTINGS), settings
-    elif (out / "policy.json").exists():  # of an older version, which wrote no more than this
-        description = files.read_json(out / "policy.json")
-        before = {"kind": registry.RENAMED.get(description["kind"], description["kind"])}
-        before["policy"] = {key: value for key, value in description["config"].items() if key in settings["policy"]}
-        now = {"kind": settings["kind"], "policy": {key: settings["policy"][key] for key in before["policy"]}}
-    else:
-        return
-    if changed := differences(before, now):
-        run = out.parent if out.name == "policy" else out
-        raise InvalidInput(
-            f"The policy in {out} learned with other settings ({'; '.join(changed)}). Choose another folder (--out), or"
-            f" remove it with all that was measured of it: rm -r {shlex.quote(str(run))}"
-        )
 
 
 def _episodes(dataset: DemoDataset, config: TrainConfig) -> range:

@@ -16,7 +16,8 @@ from s2robot.frames import Frames
 from s2robot.policies.cnn import CNNConfig
 from s2robot.rollout import EvalConfig, evaluate, make_env_for
 from s2robot.runs import seed_folders
-from s2robot.training import SETTINGS, TrainConfig, train
+from s2robot.settings import SETTINGS
+from s2robot.training import TrainConfig, train
 
 SMALL = ["--kind", "cnn", "--policy.widths", "16", "--policy.size", "32", "--policy.components", "4"]
 SMALL += ["--train.steps", "2", "--train.batch", "8"]
@@ -59,6 +60,21 @@ def test_a_finished_run_is_not_given_for_another(dataset: Path, tmp_path: Path, 
     assert not (run / "config.yaml").exists()
     assert train_in(run, dataset) == 0
     assert (run / "policy" / "policy.safetensors").read_bytes() == weights
+
+
+def test_an_option_that_came_later_had_its_default(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_in(run, dataset) == 0
+    config = run / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if "token_dropout" not in line and "demos: 0" not in line))
+    settings = files.read_json(run / "policy" / SETTINGS)
+    del settings["policy"]["token_dropout"], settings["train"]["demos"]
+    files.write_json(run / "policy" / SETTINGS, settings)
+    assert train_in(run, dataset) == 0
+    assert train_in(run, dataset, "--policy.token_dropout", "0.5") == 2
+    config.unlink()
+    assert train_in(run, dataset, "--policy.token_dropout", "0.5") == 2
 
 
 def test_an_interrupted_run_does_not_go_on_with_other_demonstrations(dataset: Path, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""What decided a policy's weights, beside them: a folder never holds one policy in the name of another."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s2robot import files, registry
+from s2robot.config import differences, filled
+from s2robot.datasets import DemoDataset
+from s2robot.encoder import EncoderConfig
+from s2robot.errors import InvalidInput
+from s2robot.frames import Frames
+from s2robot.samples import Source
+
+SETTINGS = "settings.json"  # written when training begins
+
+
+def settings_of(
+    kind: str, dataset: DemoDataset, source: Source, encoder: EncoderConfig, policy: Any, train: Any
+) -> dict[str, Any]:
+    """All that decides the weights, as plain JSON; train: a `training.TrainConfig`."""
+    seen = dataclasses.asdict(encoder) if isinstance(source, Frames) else source.encoder_fingerprint[:16]
+    learned = {name: value for name, value in vars(train).items() if name != "checkpoint_every"}
+    data = {"dataset": dataset.fingerprint[:16], "stride": source.stride, "encoder": seen}
+    settings: dict[str, Any] = files.plain({"kind": kind, **data, "policy": policy, "train": learned})
+    return settings
+
+
+def hold_against(out: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Compare settings with those that the policy in `out` learned with, if there is one.
+
+    Args:
+        defaults: of "policy", "train" and "encoder": an option that `out` does not know came later and had its default.
+
+    Raises:
+        InvalidInput: they differ; says in what.
+    """
+    if (out / SETTINGS).exists():
+        before = files.read_json(out / SETTINGS)
+    elif (out / "policy.json").exists():  # of an older version, which wrote no more than this
+        said = files.read_json(out / "policy.json")
+        before = {"kind": registry.RENAMED.get(said["kind"], said["kind"]), "policy": said["config"]}
+    else:
+        return
+    known = {key: value for key, value in files.plain(defaults).items() if key in before}
+    known.get("train", {}).pop("checkpoint_every", None)
+    if changed := differences(filled(before, known), {key: settings[key] for key in before}):
+        run = out.parent if out.name == "policy" else out
+        raise InvalidInput(
+            f"The policy in {out} learned with other settings ({'; '.join(changed)}). Choose another folder (--out), or"
+            f" remove it with all that was measured of it: rm -r {shlex.quote(str(run))}"
+        )
