@@ -17,7 +17,6 @@ has a checksum, every episode a digest.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -35,7 +34,7 @@ from numpy.typing import NDArray
 
 from s2robot.episodes import FIELDS, Episode, number_problem, split_episodes
 from s2robot.errors import CorruptFile, InvalidInput
-from s2robot.files import atomic, reserve, sweep
+from s2robot.files import atomic, digest, reserve, sweep
 from s2robot.merging import LISTED, copy_episodes, header_digest, read_list, write_lists
 from s2robot.parts import (
     HDF5_FORMAT,
@@ -208,7 +207,7 @@ class DemoDataset:
         for k in range(len(self)):
             with self._reading_episode(k):
                 self._frame_datasets(k)  # the shapes are what the header says
-        return self._digest or file_digest(self.path)
+        return self._digest or digest(self.path)
 
     def episode(self, k: int) -> StoredEpisode:
         """Episode `k`; its arrays are read when asked for."""
@@ -281,10 +280,10 @@ class DemoDataset:
         Raises:
             CorruptFile: names the first episode that is not what was written.
         """
-        for k, digest in enumerate(self._digests):
+        for k, known in enumerate(self._digests):
             episode = self.episode(k).load()
             with self._reading_episode(k):
-                check_digest(episode, digest or episode.digest())
+                check_digest(episode, known or episode.digest())
 
     def split(self, valid_fraction: float = 0.1, seed: int = 0) -> tuple[list[int], list[int]]:
         """Episode indices for (training, validation), dealt by whole episodes."""
@@ -330,15 +329,6 @@ class DemoDataset:
 def _length(demo: h5py.Group) -> int:
     """Steps of an episode; robosuite's own recordings do not say. 0 for one that a killed recording left empty."""
     return int(demo.attrs.get("num_samples", 0) or (len(demo["actions"]) if "actions" in demo else 0))
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file as it is."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 @cache

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import os
@@ -305,3 +306,12 @@ def _out_of_space(path: Path) -> OutOfSpace:
     )
     error.errno = errno.ENOSPC
     return error
+
+
+def digest(path: str | Path) -> str:
+    """sha256 of a file as it is."""
+    sha = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()

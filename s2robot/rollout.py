@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ class EpisodeResult:
     steps: int
     reward: float
     ms: dict[str, list[float]]
+    weights: str = ""  # digest of the policy's file; logs written before this was kept have none
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class EvalConfig:
 
     @property
     def label(self) -> str:
-        """What names a log: all that changes results, but the seeds."""
+        """What names a log: all that changes results but the seeds; engines agree to rounding."""
         looks = re.sub("[:,/]", "-", self.shift)
         acting = "ensemble" if self.ensemble else f"execute{self.execute}" if self.execute else ""
         return "-".join(filter(None, (self.fidelity, self.precision, looks, acting)))
@@ -110,6 +111,9 @@ def evaluate(
     """Evaluate a trained policy over processes, appending every finished episode to `log` (JSON lines).
 
     Episodes already in the log are not run again, so a killed evaluation goes on where it was.
+
+    Raises:
+        InvalidInput: no episodes are asked for, or the log holds episodes of other weights.
     """
     if config.episodes < 1:
         raise InvalidInput(f"--episodes is {config.episodes}; ask for at least 1")
@@ -119,7 +123,13 @@ def evaluate(
         raise InvalidInput("--ensemble looks at every step: leave --execute out")
     description = files.read_json(policy_folder / "policy.json")
     seeds = range(config.seed, config.seed + config.episodes)
+    weights = files.digest(policy_folder / "policy.safetensors")[:16]
     results = {r.seed: r for r in read_results(log) if r.seed in seeds}
+    if strange := {r.weights for r in results.values()} - {"", weights}:
+        raise InvalidInput(
+            f"{log} holds episodes of other weights ({', '.join(sorted(strange))}; these are {weights}): the policy was"
+            f" trained again. Move the log away, or: rm {log}"
+        )
     todo = [seed for seed in seeds if seed not in results]
     make = partial(_make, policy_folder, description, config)
     answers = workers.work(make, _run, todo, min(config.workers or workers.cores(), max(1, len(todo))))
@@ -127,8 +137,8 @@ def evaluate(
         lines: files.JsonLines | None = None  # made with the first episode: one that cannot begin leaves no log
         for seed, result in answers if todo else ():
             lines = lines or stack.enter_context(files.JsonLines(log, durable=True))
-            results[seed] = result
-            lines.write(vars(result))
+            results[seed] = replace(result, weights=weights)
+            lines.write(vars(results[seed]))
             wins = sum(r.success for r in results.values())
             progress(len(results), config.episodes, f"{wins} of {len(results)} succeeded")
     return [results[seed] for seed in seeds]

@@ -211,3 +211,13 @@ def test_an_evaluation_that_cannot_begin_leaves_nothing(policy_folder: Path, tmp
     shutil.copytree(policy_folder, run / "policy")
     assert cli.main(["eval", str(run), "--episodes", "1", "--shift", "lihgt", "--workers", "1"]) == 2
     assert [path.name for path in run.iterdir()] == ["policy"]
+
+
+def test_episodes_of_other_weights_are_not_counted(policy_folder: Path, tmp_path: Path) -> None:
+    config, log = EvalConfig(episodes=1, seed=7, fidelity="fast", workers=1), tmp_path / "log.jsonl"
+    (found,) = evaluate(policy_folder, config, log)
+    assert evaluate(policy_folder, config, log) == [found] and found.weights
+    again = Path(shutil.copytree(policy_folder, tmp_path / "again"))
+    (again / "policy.safetensors").write_bytes((again / "policy.safetensors").read_bytes() + b" ")
+    with pytest.raises(InvalidInput, match="episodes of other weights"):
+        evaluate(again, config, log)
