@@ -22,6 +22,7 @@ from rich.console import Console
 
 from s2robot import config as configuration
 from s2robot import files, judged, progress, registry, statistics, training
+from s2robot.augment import Augmentation
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
@@ -39,6 +40,8 @@ class EncodeConfig:
 
     stride: int = 2  # every second step: neighbours look alike
     workers: int = 0  # processes; 0 takes every core
+    versions: int = 0  # other looks of all these frames, to train on as well; see `s2robot.augment`
+    augment: Augmentation = field(default_factory=Augmentation)  # how far these go
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,18 @@ def _learn(
     config: DemoConfig, encoder: EncoderConfig, dataset: DemoDataset, out: Path, clock: StageClock, console: Console
 ) -> tuple[FeatureStore, Path]:
     with clock.stage("encode"), progress.bar("encode", console) as report:
-        root, workers = Path(config.out) / "features", config.encode.workers or None
-        store = encode_dataset(
-            dataset.path, encoder, root, stride=config.encode.stride, workers=workers, progress=report
-        )
+        store = encode(dataset, encoder, config.encode, Path(config.out) / "features", report)
     with clock.stage("train"), progress.bar("train", console) as report:
         policy = training.train(dataset, store, encoder, config.policy, config.train, out, progress=report)
     return store, policy
+
+
+def encode(
+    dataset: DemoDataset, encoder: EncoderConfig, config: EncodeConfig, root: Path, report: progress.Report
+) -> FeatureStore:
+    """The dataset's store in `root`, with its versions."""
+    settings = {**vars(config), "workers": config.workers or None}
+    return encode_dataset(dataset.path, encoder, root, **settings, progress=report)
 
 
 def _baselines(
@@ -160,7 +168,8 @@ def _more(
     """What the page says beyond the evaluation."""
     details = {
         "collect": f"{len(dataset)} demonstrations, {dataset.total} steps",
-        "encode": f"{len(store)} steps x {len(dataset.cameras)} views",
+        "encode": f"{len(store)} steps x {len(dataset.cameras)} views"
+        + (f", {len(store.versions) + 1} versions" if store.versions else ""),
         "train": f"{config.train.steps} steps of {config.train.batch}",
         "evaluate": f"{config.eval.episodes} rollouts",
     }

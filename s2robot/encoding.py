@@ -15,7 +15,7 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from s2robot.augment import Augmentation, augment
 from s2robot.datasets import DemoDataset
 from s2robot.errors import S2RobotError
 from s2robot.files import explain_full_disk
@@ -48,6 +49,8 @@ class Task:
     config: EncoderConfig
     index: dict[str, Any]
     encoder: Encoder | None  # the one this process built; workers build their own
+    version: int = 0  # of the frames, see `s2robot.augment`
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
 
 def half_bytes(shape: Sequence[int]) -> int:
@@ -90,7 +93,8 @@ class _Worker:
         self.memory.forget()  # the bits of an episode must not depend on who encoded which before
         digests = {"map": hashlib.sha256(), "cls": hashlib.sha256()}
         for start in range(0, len(steps), BATCH):
-            features = self.memory(self.dataset.frames(k, steps[start : start + BATCH]))
+            frames = self.dataset.frames(k, steps[start : start + BATCH])
+            features = self.memory(augment(frames, self.task.augmentation, self.task.version, k))
             for name, digest in digests.items():
                 data = self._half(name, getattr(features, name), k)  # (b, V, ...)
                 digest.update(data.data)

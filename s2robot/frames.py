@@ -21,6 +21,8 @@ Rows = NDArray[np.int64]
 class Frames:
     """Every `stride`-th frame of a dataset, read when asked for."""
 
+    versions: tuple[Frames, ...] = ()  # as a feature store has them; what reads frames changes them as it learns
+
     def __init__(self, dataset: DemoDataset, stride: int = 1) -> None:
         if stride < 1:
             raise InvalidInput(f"stride is {stride}; expected a whole number from 1 on")

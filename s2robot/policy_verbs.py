@@ -68,16 +68,18 @@ def do_train(argv: Sequence[str]) -> int:
 
 def _source(kind: str, dataset: Any, config: Any, console: Console) -> Any:
     """What it learns from: frames, or a feature store beside the dataset."""
+    from s2robot.demo import encode
     from s2robot.frames import Frames
-    from s2robot.store import encode_dataset
 
     if kind in registry.PIXEL_POLICIES:
+        if config.encode.versions:
+            raise InvalidInput(
+                f"--encode.versions is {config.encode.versions}: versions are features, encoded beforehand, and {kind}"
+                " reads frames. It moves them itself as it learns: --policy.shift 6 (pixels)"
+            )
         return Frames(dataset, config.encode.stride)
-    root, workers = dataset.path.parent / "features", config.encode.workers or None
     with progress.bar("encode", console) as report:
-        return encode_dataset(
-            dataset.path, config.encoder, root, stride=config.encode.stride, workers=workers, progress=report
-        )
+        return encode(dataset, config.encoder, config.encode, dataset.path.parent / "features", report)
 
 
 def _train_one(dataset: Any, source: Any, config: Any, out: Path, validate: int, console: Console) -> None:

@@ -2,7 +2,8 @@
 
     demonstrations + a source -> what the network keeps of each step -> windows of T observations
 
-The source is a feature store, of which compressed features are kept, or `Frames`, of which small frames are.
+The source is a feature store, of which compressed features are kept, or `Frames`, of which small frames are. A store
+may have augmented versions; a window can be seen in any of them.
 """
 
 from __future__ import annotations
@@ -30,18 +31,27 @@ PIECE = 128  # rows read at once
 class Samples:
     """F steps; a sample is one of them and the T - 1 looks before it."""
 
-    seen: Tensor  # (F, ...) what the network keeps of each: `policies.neck.Neck.kept`
+    seen: Tensor  # (versions*F, ...) what the network keeps of each, `policies.neck.Neck.kept`; first the plain one
     proprioception: Tensor  # (F, Q)
     goal: Tensor  # (F, G); G is 0 where a task has only one
     actions: Tensor  # (F, A, M)
     valid: Tensor  # (F, A): 0 beyond the end of the episode
     window: Tensor  # (F, T): rows of the looks that lead to this one, oldest first, itself last
 
-    def take(self, rows: Tensor, device: torch.device) -> Any:
-        """The `policies.neck.Batch` of these rows (B,), on a device."""
+    @property
+    def versions(self) -> int:
+        """In how many versions each step can be seen, the plain one among them."""
+        return len(self.seen) // len(self.window)
+
+    def take(self, rows: Tensor, device: torch.device, versions: Tensor | None = None) -> Any:
+        """The `policies.neck.Batch` of these rows (B,), on a device.
+
+        versions: (B,) which one each window is seen in, the whole of it; default: all in the plain one, 0.
+        """
         past = self.window[rows]  # (B, T)
-        fields = (self.seen, self.proprioception, self.goal, self.actions, self.valid)
-        return registry.neck().Batch(*(field[past].to(device) for field in fields))
+        shown = past if versions is None else past + len(self.window) * versions[:, None]
+        fields = (self.proprioception, self.goal, self.actions, self.valid)
+        return registry.neck().Batch(self.seen[shown].to(device), *(field[past].to(device) for field in fields))
 
 
 @torch.no_grad()
@@ -66,18 +76,23 @@ def gather(dataset: DemoDataset, source: Source, network: Any, episodes: range) 
 
 
 def _seen(source: Source, network: Any, count: int) -> Tensor:
-    """What the network keeps of the first `count` rows, read piece by piece into memory reserved once."""
+    """What the network keeps of the first `count` rows, read piece by piece into memory reserved once; then the same
+    of every version."""
     one: Tensor = network.kept(source, np.arange(1))
-    needed, free = count * one.nbytes, machine.free_memory()
+    looks = [source, *source.versions]
+    needed, free = len(looks) * count * one.nbytes, machine.free_memory()
     if free is not None and needed > free:
+        times = f", {len(looks)} times with its versions," if source.versions else ""
+        fewer = "versions (--encode.versions), " if source.versions else ""
         raise InvalidInput(
-            f"What the policy sees of {count} steps takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are"
-            " free. Take fewer steps (--encode.stride), demonstrations (--train.demos) or, for a policy that reads"
-            " frames, pixels (--policy.size)"
+            f"What the policy sees of {count} steps{times} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of"
+            f" memory are free. Take fewer {fewer}steps (--encode.stride), demonstrations (--train.demos) or, for a"
+            " policy that reads frames, pixels (--policy.size)"
         )
-    seen = torch.empty(count, *one.shape[1:], dtype=one.dtype)
-    for rows in np.array_split(np.arange(count), max(1, count // PIECE)):
-        seen[rows[0] : rows[-1] + 1] = network.kept(source, rows)
+    seen = torch.empty(len(looks) * count, *one.shape[1:], dtype=one.dtype)
+    for k, look in enumerate(looks):
+        for rows in np.array_split(np.arange(count), max(1, count // PIECE)):
+            seen[k * count + rows[0] : k * count + rows[-1] + 1] = network.kept(look, rows)
     return seen
 
 

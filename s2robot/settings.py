@@ -25,7 +25,8 @@ def settings_of(
     """All that decides the weights, as plain JSON; train: a `training.TrainConfig`."""
     seen = dataclasses.asdict(encoder) if isinstance(source, Frames) else source.encoder_fingerprint[:16]
     learned = {name: value for name, value in vars(train).items() if name != "checkpoint_every"}
-    data = {"dataset": dataset.fingerprint[:16], "stride": source.stride, "encoder": seen}
+    versions = [] if isinstance(source, Frames) else [store.folder.name for store in source.versions]
+    data = {"dataset": dataset.fingerprint[:16], "stride": source.stride, "encoder": seen, "versions": versions}
     settings: dict[str, Any] = files.plain({"kind": kind, **data, "policy": policy, "train": learned})
     return settings
 
@@ -46,6 +47,7 @@ def hold_against(out: Path, settings: Mapping[str, Any], defaults: Mapping[str, 
         before = {"kind": registry.RENAMED.get(said["kind"], said["kind"]), "policy": said["config"]}
     else:
         return
+    before.setdefault("versions", [])  # came later
     known = {key: value for key, value in files.plain(defaults).items() if key in before}
     known.get("train", {}).pop("checkpoint_every", None)
     if changed := differences(filled(before, known), {key: settings[key] for key in before}):

@@ -8,6 +8,7 @@
       done                  empty, written last
 
 A run that was killed at any moment goes on from its journal. The bits do not depend on the number of workers.
+Augmented versions of the frames (`s2robot.augment`) are stores of their own beside the plain one, with the same rows.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from s2robot.augment import Augmentation
 from s2robot.datasets import DemoDataset
 from s2robot.encoding import Task, encode_episodes, half_bytes, refuse_to_start_in_a_starting_process
 from s2robot.errors import CorruptFile, InvalidInput
@@ -32,6 +35,7 @@ from s2robot.files import JsonLines, atomic, plain, read_json, read_jsonl, reser
 if TYPE_CHECKING:
     from s2robot.encoder import Encoder, EncoderConfig
 
+Progress = Callable[[int, int], None]
 STORE_VERSION = 1
 _ARRAYS = ("map", "cls")
 
@@ -39,11 +43,14 @@ _ARRAYS = ("map", "cls")
 class FeatureStore:
     """A finished store, opened for reading; its arrays are memory-mapped and cost no memory until used."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, versions: Sequence[FeatureStore] = ()) -> None:
         """Open the store in `folder`.
 
+        Args:
+            versions: stores of the same steps in other looks, for training to choose from.
+
         Raises:
-            InvalidInput: there is none, or it was not finished.
+            InvalidInput: there is none, it was not finished, or a version has other steps or another encoder.
             CorruptFile: its files are not what its index says.
         """
         self.folder = Path(folder)
@@ -55,6 +62,7 @@ class FeatureStore:
             )
             raise InvalidInput(f"The feature store {folder} {state}. Type: s2robot encode --help")
         self.index = _read_index(self.folder)
+        self.version: int = self.index.get("augmented", {"version": 0})["version"]  # 0: of the frames as they are
         self.stride: int = self.index["stride"]
         self.cameras: tuple[str, ...] = tuple(self.index["cameras"])
         self.encoder: dict[str, Any] = self.index["encoder"]
@@ -64,12 +72,19 @@ class FeatureStore:
         self.steps = np.array(self.index["step"], np.int64)  # (F,)
         self.map = _open_array(self.folder, "map", self.index["map_shape"])  # (F, V, D*S, h, w)
         self.cls = _open_array(self.folder, "cls", self.index["cls_shape"])  # (F, V, D*S)
+        self.versions = tuple(versions)
+        for version in versions:
+            if _identity(version.index) != _identity(self.index):
+                raise InvalidInput(
+                    f"{version.folder} is no version of {folder}: it has another dataset, encoder or stride. Make one:"
+                    " s2robot encode --versions 1"
+                )
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
-        return FeatureStore, (self.folder,)  # a pickled memory map would carry all its numbers
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path, tuple[FeatureStore, ...]]]:
+        return FeatureStore, (self.folder, self.versions)  # a pickled memory map would carry all its numbers
 
     def rows(self, episode: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of `map` and `cls` that belong to `episode`, and the step of each.  (n,), (n,)"""
@@ -98,41 +113,61 @@ def encode_dataset(
     root: str | Path,
     *,
     stride: int = 1,
+    versions: int = 0,
+    augment: Augmentation | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> FeatureStore:
     """Encode every `stride`-th step of a dataset, or open the store if that was done before.
 
     Args:
         root: the store is a folder in here, named by a hash of encoder, dataset and stride.
+        versions: further stores, each of all frames in another look, which become the store's `versions`. They are
+            in `root` too, named by a hash of their look as well; the first of many are those of few.
+        augment: how far these looks go; default: `Augmentation()`.
         workers: processes, each with one thread: two of them beat one with two threads. Default: one a core, fewer for
             little work, and one alone where there is a CUDA device.
-        progress: told (rows done, rows in all) after every batch.
+        progress: told (rows done, rows in all), of all stores together, after every batch.
 
     Raises:
-        OutOfSpace: before anything is encoded, if the whole store does not fit.
+        OutOfSpace: before anything is encoded, if the whole store does not fit; of a version, before it is begun.
     """
     if stride < 1 or (workers is not None and workers < 1):
         raise InvalidInput(f"stride is {stride} and workers {workers}; expected whole numbers from 1 on, or no workers")
+    if versions < 0:
+        raise InvalidInput(f"versions is {versions}; expected how many other looks to add, 0 or more")
     refuse_to_start_in_a_starting_process()
     dataset = DemoDataset(dataset_path)
     encoder = encoder_config.build()
-    index = _make_index(dataset, encoder, encoder_config, stride)
-    folder = Path(root).absolute() / _key(index)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
-        if not (folder / "done").is_file():
-            sweep(folder)
-            done = _prepare(folder, index)
-            todo = [k for k in range(len(dataset)) if k not in done]
-            task = Task(folder, Path(dataset_path), encoder_config, index, encoder)
-            _encode(task, todo, workers, progress)
-            with atomic(folder / "done") as temporary:
+    plain_index, augment = _make_index(dataset, encoder, encoder_config, stride), augment or Augmentation()
+    folders = []
+    for version in range(versions + 1):
+        index = {**plain_index, "augmented": augment.identity(version)} if version else plain_index
+        task = Task(
+            Path(root).absolute() / _key(index), Path(dataset_path), encoder_config, index, encoder, version, augment
+        )
+        _complete(task, len(dataset), workers, progress and partial(_tell, progress, version, versions + 1))
+        folders.append(task.folder)
+    return FeatureStore(folders[0], [FeatureStore(folder) for folder in folders[1:]])
+
+
+def _tell(progress: Progress, version: int, of: int, rows: int, total: int) -> None:
+    progress(version * total + rows, of * total)
+
+
+def _complete(task: Task, episodes: int, workers: int | None, progress: Progress | None) -> None:
+    """Make a task's store, or what lacks of it."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(task.folder):
+        if not (task.folder / "done").is_file():
+            sweep(task.folder)
+            done = _prepare(task.folder, task.index)
+            _encode(task, [k for k in range(episodes) if k not in done], workers, progress)
+            with atomic(task.folder / "done") as temporary:
                 temporary.touch()
-    return FeatureStore(folder)
 
 
-def _encode(task: Task, todo: list[int], workers: int | None, progress: Callable[[int, int], None] | None) -> None:
+def _encode(task: Task, todo: list[int], workers: int | None, progress: Progress | None) -> None:
     total = len(task.index["step"])
     rows = total - sum(task.index["episode"].count(k) for k in todo)
     with JsonLines(task.folder / "journal.jsonl", durable=True) as journal:
@@ -172,8 +207,14 @@ def _make_index(dataset: DemoDataset, encoder: Encoder, config: EncoderConfig, s
 
 
 def _key(index: dict[str, Any]) -> str:
-    identity = [index[name] for name in ("version", "encoder_fingerprint", "dataset_fingerprint", "stride")]
+    identity = _identity(index)
+    if "augmented" in index:  # the names of plain stores are older than this, and stay
+        identity.append(index["augmented"])
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def _identity(index: dict[str, Any]) -> list[Any]:
+    return [index[name] for name in ("version", "encoder_fingerprint", "dataset_fingerprint", "stride")]
 
 
 def _prepare(folder: Path, index: dict[str, Any]) -> set[int]:

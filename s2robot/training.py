@@ -2,8 +2,8 @@
 
     demonstrations + feature store or frames -> samples in memory -> steps -> policy.safetensors + policy.json
 
-Every step's batch and noise are functions of (seed, step), so a run that was killed and resumed ends with the
-same weights as one that was not.
+Every step's batch, versions and noise are functions of (seed, step), so a run that was killed and resumed ends with
+the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def train(
     """Train into folder `out`, or resume there; return it.
 
     Args:
-        source: a feature store, or `Frames` for a policy that reads frames.
+        source: a feature store, or `Frames` for a policy that reads frames. If the store has versions, every window
+            is seen in one of them or as it is, each as likely; compression and validation know it as it is alone.
         policy: the policy's own hyper-parameters, e.g. `policies.bc_mlp.BCConfig`; they say of which kind it is.
         device: default: the CPU for features, where a step takes milliseconds; for frames CUDA when there is one.
 
@@ -262,11 +263,12 @@ def _loop(
 def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfig) -> float:
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
     batch = rows[torch.randint(len(rows), (_windows(samples, config),), generator=generator)]
+    versions = torch.randint(samples.versions, (len(batch),), generator=generator)  # last: versions change no rows
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout and noise
     for group, share in zip(state.optimizer.param_groups, state.shares, strict=True):
         group["lr"] = share * _lr(config, state.step)
     state.network.train()
-    loss: Tensor = state.network.batch_loss(samples.take(batch, state.device))
+    loss: Tensor = state.network.batch_loss(samples.take(batch, state.device, versions))
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)

@@ -98,17 +98,24 @@ def do_encode(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default=None, help="folder of feature stores (default: features/ beside the dataset)")
     parser.add_argument("--stride", type=int, default=1, help="encode every n-th step (default 1)")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
+    parser.add_argument(
+        "--versions",
+        type=int,
+        default=0,
+        help="also so many other looks: the camera elsewhere, other light (default 0)",
+    )
     options, rest = parser.parse_known_args(list(argv))
     encoder = configuration.load(EncoderConfig, None, rest)
     root = Path(options.out or Path(options.dataset).parent / "features")
     console = Console()
     with progress.bar("encode", console) as report:
-        store = encode_dataset(
-            options.dataset, encoder, root, stride=options.stride, workers=options.workers, progress=report
-        )
+        settings = {name: getattr(options, name) for name in ("stride", "workers", "versions")}
+        store = encode_dataset(options.dataset, encoder, root, **settings, progress=report)
     console.print(
         f"{store.folder}: {len(store)} steps, map {store.map.shape[1:]}, {encoder.name} at scales {encoder.scales}"
     )
+    for version in store.versions:
+        console.print(f"{version.folder}: version {version.version}")
     return 0
 
 
