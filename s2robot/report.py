@@ -193,7 +193,11 @@ def _success(run: Run) -> Html:
         caution,
         _baselines(run, baselines)
         if baselines
-        else tag("p", "No other encoder was run beside it; `--baselines` adds some.", class_="soft"),
+        else tag(
+            "p",
+            "No other encoder was run beside it: `s2robot demo --baselines` does, and `s2robot compare` for any runs.",
+            class_="soft",
+        ),
     )
 
 
