@@ -52,6 +52,8 @@ def do_train(argv: Sequence[str]) -> int:
     config = configuration.load(run_schema(kind), options.config, command.overrides(options, rest))
     if options.validate and not config.train.snapshots:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, snapshots=SNAPSHOTS))
+    if config.out == ".":
+        raise UsageError("Where to? Add --out runs/NAME: the config that a run leaves names no folder")
     if options.seeds and getattr(options, "=train.seed") is not None:
         raise UsageError("--seed beside --seeds: give one of them")
     seeds = _seeds(options.seeds, config.train.seed)

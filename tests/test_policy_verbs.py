@@ -159,3 +159,9 @@ def test_a_policy_of_no_task_of_ours_is_not_rolled_out() -> None:
 def test_evaluation_seeds_are_not_negative(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="--seed is -4"):
         evaluate(tmp_path, EvalConfig(episodes=1, seed=-4), tmp_path / "log.jsonl")
+
+
+def test_a_config_that_a_run_left_needs_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("out: .\n")
+    assert cli.main(["train", "demos.hdf5", "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "Add --out" in capsys.readouterr().err
