@@ -26,10 +26,10 @@ $(READY): pyproject.toml
 	$(BIN)/s2robot doctor --fix
 	@touch $(READY)
 
-demo: $(READY) ## collect, encode, train, evaluate Lift; then open runs/demo/report.html (about 12 minutes)
+demo: $(READY) ## collect, encode, train, evaluate Lift; then open runs/demo/report.html (about 5 minutes)
 	$(BIN)/s2robot demo
 
-demo-quick: $(READY) ## the same with one scale and fewer demonstrations (about 5 minutes)
+demo-quick: $(READY) ## the same with one scale and fewer demonstrations (about 2 minutes)
 	$(BIN)/s2robot demo --quick
 
 test: $(READY) ## all tests but those marked slow or gpu
