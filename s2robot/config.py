@@ -19,7 +19,7 @@ import yaml
 from draccus.utils import ParsingError
 
 from s2robot import files
-from s2robot.errors import CorruptFile, InvalidInput, UnknownName
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
 
 Config = TypeVar("Config")
 
@@ -48,8 +48,17 @@ def load(schema: type[Config], source: str | None = None, overrides: Sequence[st
     try:
         return draccus.decode(schema, tree)  # type: ignore[no-any-return]
     except (ParsingError, TypeError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, InvalidInput) else error
-        raise InvalidInput(f"Configuration: {' '.join(str(cause).split())}") from error
+        raise InvalidInput(f"Configuration: {' '.join(str(_root(error)).split())}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What a config of ours itself said against a value, wherever draccus wrapped it; else draccus' own words."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, S2RobotError):
+            return inner
+        inner = inner.__cause__ or inner.__context__
+    return error
 
 
 def dump(config: Any) -> str:

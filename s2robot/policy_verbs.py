@@ -132,7 +132,7 @@ def do_eval(argv: Sequence[str]) -> int:
         "eval",
         "Roll a trained policy out on seeds no demonstration used.",
         "s2robot eval runs/demo --episodes 100 --shift all/test",
-        key="--fidelity fast",
+        key=", ".join(f"--{name}" for name in configuration.keys(EvalConfig)),
     )
     parser.add_argument("run", help="a run folder that holds policy/, or one of `train --seeds`")
     parser.add_argument("--report", action="store_true", help="also write a page with videos into the run folder")

@@ -93,3 +93,16 @@ def test_a_damaged_file_is_a_clear_error(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(CorruptFile, match=r"c\.yaml"):
         config.load(Outer, str(path))
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (["--policy.readout", "cnov"], "Unknown readout 'cnov'. Did you mean 'conv'"),
+        (["--policy.execute", "9"], "expected 1 <= execute <= chunk"),
+    ],
+)
+def test_what_a_config_says_against_a_value_is_all_that_is_said(option: list[str], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.load(DemoConfig, None, option)
+    assert says in str(caught.value) and "Underlying" not in str(caught.value) and "draccus" not in str(caught.value)
