@@ -64,7 +64,8 @@ class ConvReadout(nn.Module):
     """Two small convolutions and a linear layer over all places, separate for each view: as wide as `SpatialReadout`.
 
     What is seen where has a weight of its own, so it can tell what no single token shows, and needs more
-    demonstrations to learn it. The goal scales and shifts channels (Perez et al. 2018, "FiLM").
+    demonstrations to learn it. The goal scales and shifts channels (Perez et al. 2018, "FiLM"). It compares
+    nothing, so it has no use for `key_width`.
     """
 
     CHANNELS = 32
