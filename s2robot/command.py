@@ -21,14 +21,12 @@ def parser(verb: str, purpose: str, example: str, key: str = "--collect.noise 0.
     )
 
 
-_PLAIN = {"out": "folder of the run", "seed": "of demonstrations, network and batches"}
-
-
 def shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
     """Options that stand for one key of the config."""
     for name, key in targets.items():
+        plain = "the folder to write into" if key == "out" else key.replace("_", " ")
         parser.add_argument(
-            f"--{name}", dest=f"={key}", metavar=name.upper(), help=f"short for --{key}" if key != name else _PLAIN[key]
+            f"--{name}", dest=f"={key}", metavar=name.upper(), help=f"short for --{key}" if key != name else plain
         )
 
 
