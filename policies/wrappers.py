@@ -25,7 +25,16 @@ class Wrapper:
     """Hands everything on to the policy inside."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.execute = policy, policy.execute
+        self.policy = policy
+
+    @property
+    def execute(self) -> int:
+        """That of the policy inside; may be changed where it may be."""
+        return self.policy.execute
+
+    @execute.setter
+    def execute(self, steps: int) -> None:
+        self.policy.execute = steps
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -40,13 +49,26 @@ class Wrapper:
         self.policy.reset()
 
 
-class ActionQueue(Wrapper):
+class OneAction(Wrapper):
+    """Answers with one action a call, whatever the policy inside does."""
+
+    @property
+    def execute(self) -> int:
+        return 1
+
+    @execute.setter
+    def execute(self, steps: int) -> None:
+        if steps != 1:
+            raise InvalidInput(f"execute is {steps}; {type(self).__name__} gives one action a call")
+
+
+class ActionQueue(OneAction):
     """One action a call, (1, M): the policy inside looks once every `execute` calls. Call it at every control step."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
         self._left: list[NDArray[np.float32]] = []
-        self.execute, self._between = 1, dict.fromkeys(("encode", "act"), 0.0)
+        self._between = dict.fromkeys(("encode", "act"), 0.0)
         self._looked = False
 
     @property
@@ -64,7 +86,7 @@ class ActionQueue(Wrapper):
         super().reset()
 
 
-class TemporalEnsemble(Wrapper):
+class TemporalEnsemble(OneAction):
     """Looks at every step and averages what all chunks say of it, (1, M): smooth, and `execute` times as costly.
 
     Zhao et al. 2023 (ACT), section IV-B: weights exp(-decay * i), i = 0 for the oldest chunk; a larger decay forgets

@@ -44,6 +44,16 @@ def test_a_wrapped_policy_gives_one_action_for_every_step(wrap: type) -> None:
         policy.reset()
 
 
+def test_how_many_actions_to_execute_is_asked_of_the_policy_inside(tmp_path: Path) -> None:
+    inner = Clock()
+    recorder = Recorder(inner, tmp_path)
+    recorder.execute = 2
+    assert recorder.execute == inner.execute == 2
+    with pytest.raises(InvalidInput, match="ActionQueue gives one action a call"):
+        ActionQueue(inner).execute = 2
+    assert inner.execute == 2
+
+
 def test_a_queue_asks_when_it_has_run_out_and_after_a_reset() -> None:
     inner = Clock()
     policy = ActionQueue(inner)
