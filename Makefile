@@ -11,7 +11,7 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? c
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE LP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test test-all check format build clean
+.PHONY: help setup side-ros2 demo demo-quick test test-all check format build clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --editable '.[sim,export,openvino,dev]'
 	$(BIN)/s2robot doctor --fix
 	@touch $(READY)
+
+# Packages that do not fit into .venv have environments of their own in .venvs, which tests/other_python.py finds.
+side-ros2: $(READY) ## .venvs/ros2: rclpy (it restarts every Python of its environment)
+	bash .ci/make_side.sh ros2 'ros-rclpy[fastrtps]>=7.1,<10' 'ros-sensor-msgs>=5.3,<6' 'ros-std-msgs>=5.3,<6'
 
 demo: $(READY) ## collect, encode, train, evaluate Lift; then open runs/demo/report.html (about 5 minutes)
 	$(BIN)/s2robot demo

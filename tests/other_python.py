@@ -1,7 +1,6 @@
 """Tests against packages that do not fit beside ours: run with the Python of an environment that has them.
 
-S2ROBOT_LEROBOT_PYTHON=/path/to/bin/python      lerobot, h5py, pytest
-S2ROBOT_ROBOMIMIC_PYTHON=/path/to/bin/python    robomimic, h5py, pytest
+`make side-NAME` makes .venvs/NAME, which is found here; S2ROBOT_NAME_PYTHON=/path/to/python names another.
 """
 
 from __future__ import annotations
@@ -13,18 +12,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+HERE = "S2ROBOT_SIDE"  # set in the environment's own run: it starts no further one
 
 
-def run_there(variable: str, file: str) -> str:
-    """Run a test file in the environment that `variable` names; skip where it names none."""
-    python = os.environ.get(variable)
-    if not python:
-        pytest.skip(f"{variable} names no Python")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | {variable: ""}
+def side_python(name: str) -> str:
+    """The Python of environment `name`; skips where there is none."""
+    if os.environ.get(HERE):
+        pytest.skip(f"inside {os.environ[HERE]} already")
+    python = os.environ.get(f"S2ROBOT_{name.upper()}_PYTHON") or str(ROOT / ".venvs" / name / "bin/python")
+    if not Path(python).exists():
+        pytest.skip(f"no environment with {name}: make side-{name}")
+    return python
+
+
+def run_there(name: str, file: str, *words: str, timeout: float = 900) -> str:
+    """Run a test file in the environment `name`; returns what pytest printed."""
+    python = side_python(name)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1", HERE: name}
     # Their warnings are not ours to mend.
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", f"tests/{file}"]
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
     done = subprocess.run(
-        [python, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+        [*command, f"tests/{file}", *words],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return done.stdout

@@ -29,7 +29,7 @@ here = pytest.mark.skipif(LeRobotDataset is None, reason="lerobot is not install
 
 @pytest.mark.slow
 def test_all_of_this_in_an_environment_that_has_lerobot() -> None:
-    assert "passed" in run_there("S2ROBOT_LEROBOT_PYTHON", "test_lerobot.py")
+    assert "passed" in run_there("lerobot", "test_lerobot.py")
 
 
 @pytest.mark.skipif(LeRobotDataset is not None, reason="lerobot is installed")

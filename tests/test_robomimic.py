@@ -25,7 +25,7 @@ KEYS = ["actions", "executed_actions", "rewards", "dones"]
 
 @pytest.mark.slow
 def test_all_of_this_in_an_environment_that_has_robomimic() -> None:
-    assert "passed" in run_there("S2ROBOT_ROBOMIMIC_PYTHON", "test_robomimic.py")
+    assert "passed" in run_there("robomimic", "test_robomimic.py")
 
 
 def opened(path: Path, **options: Any) -> Any:
