@@ -126,7 +126,7 @@ def _seeds(words: str | None, only: int) -> list[int]:
 
 def do_eval(argv: Sequence[str]) -> int:
     """Roll a run out, or each run of `train --seeds`."""
-    from s2robot.rollout import EvalConfig
+    from s2robot.rollout import EvalConfig, seed_uses
 
     parser = command.parser(
         "eval",
@@ -144,6 +144,9 @@ def do_eval(argv: Sequence[str]) -> int:
         if not (folder / "policy" / "policy.json").exists():
             raise InvalidInput(f"No policy in {folder / 'policy'}. Train one: s2robot train --help")
     console = Console(stderr=options.json)
+    uses = seed_uses(range(config.seed, config.seed + config.episodes))
+    if seen := [use for use in uses if use != "evaluation"]:
+        console.print(f"[yellow]These are seeds of {' and '.join(seen)}:[/] no result to report", highlight=False)
     results = [_eval_one(folder, config, console, options) for folder in folders]
     if options.json:
         print(json.dumps(results[0] if len(results) == 1 else {"runs": results, "mean": _mean(results)}))
@@ -155,7 +158,7 @@ def do_eval(argv: Sequence[str]) -> int:
 
 
 def _eval_one(run: Path, config: Any, console: Console, options: argparse.Namespace) -> dict[str, Any]:
-    from s2robot.rollout import STAGES, evaluate
+    from s2robot.rollout import STAGES, evaluate, seed_uses
 
     log = run / f"episodes-{config.label}.jsonl"
     with progress.bar("evaluate", console) as report:
@@ -173,7 +176,8 @@ def _eval_one(run: Path, config: Any, console: Console, options: argparse.Namesp
     counted = {"success_rate": wins / n, "successes": wins, "episodes": n, "interval": [low, high]}
     steps = [r.steps for r in results if r.success]
     lasted = {"steps_to_success": statistics.quantiles(steps) if steps else None, "latency_ms": latency}
-    return {**counted, **said, **lasted, "log": str(log)}
+    uses = seed_uses(range(config.seed, config.seed + config.episodes))
+    return {**counted, **said, "seeds_of": uses, **lasted, "log": str(log)}
 
 
 def _report(run: Path, results: Any, config: Any, log: Path) -> str:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 STAGES = ("render", "encode", "act", "step")
-EVALUATION_SEED = 100_000  # below a million: no demonstration ever used these
+EVALUATION_SEED = 100_000
+SEED_USES = {0: "evaluation", 500_000: "validation", 1_000_000: "demonstrations"}
+"""First seed -> what seeds from there on are for: results are reported on those that no choice and no training saw."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,16 @@ class EvalConfig:
         looks = re.sub("[:,/]", "-", self.shift)
         acting = "ensemble" if self.ensemble else f"execute{self.execute}" if self.execute else ""
         return "-".join(filter(None, (self.fidelity, self.precision, looks, acting)))
+
+
+def seed_uses(seeds: range) -> list[str]:
+    """What these seeds are for, by `SEED_USES`."""
+    starts = list(SEED_USES)
+    return [
+        SEED_USES[start]
+        for start, end in zip(starts, [*starts[1:], seeds.stop], strict=True)
+        if seeds.start < end and start < seeds.stop
+    ]
 
 
 def rollout(

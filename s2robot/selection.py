@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2robot import files
-from s2robot.rollout import EvalConfig, evaluate
+from s2robot.rollout import SEED_USES, EvalConfig, evaluate
 
-VALIDATION_SEED = 500_000
+VALIDATION_SEED = next(seed for seed, use in SEED_USES.items() if use == "validation")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,9 @@ from s2robot.rollout import (
     record_episode,
     rollout,
     run_episode,
+    seed_uses,
 )
-from s2robot.selection import ValidationConfig, select
+from s2robot.selection import VALIDATION_SEED, ValidationConfig, select
 from s2robot.store import encode_dataset
 from s2robot.training import TrainConfig, load_policy, train
 from s2robot.types import FRAMES, PROPRIOCEPTION, Observation
@@ -153,6 +155,14 @@ def test_demonstration_and_evaluation_seeds_never_meet() -> None:
         collect(CollectConfig(demos=0), Path("nowhere.hdf5"))
 
 
+def test_seeds_that_a_choice_was_made_on_are_called_so() -> None:
+    assert seed_uses(range(100_000, 100_100)) == ["evaluation"]
+    assert seed_uses(range(499_999, 500_000)) == ["evaluation"]
+    assert seed_uses(range(499_999, 500_001)) == ["evaluation", "validation"]
+    assert seed_uses(range(VALIDATION_SEED, VALIDATION_SEED + 20)) == ["validation"]
+    assert seed_uses(range(SEEDS_PER_RUN, SEEDS_PER_RUN + 1)) == ["demonstrations"]  # of `collect --seed 0`
+
+
 def test_the_first_successes_in_order_are_kept() -> None:
     outcome = {5: True, 6: False, 7: True, 9: True}
     assert _first_successes(outcome, 5, 2) == [5, 7]
@@ -204,6 +214,18 @@ def test_an_evaluation_can_leave_a_page(policy_folder: Path, tmp_path: Path) -> 
     page = (out / "report.html").read_text()
     assert "data:video/mp4" in page and "No success in 1 rollouts" in page and "data:image/png" in page
     assert read_results(out / summary["log"])[0].seed == 7
+
+
+def test_an_evaluation_on_validation_seeds_says_so(
+    policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(policy_folder, tmp_path / "policy")
+    words = ["eval", str(tmp_path), "--episodes", "1", "--fidelity", "fast", "--workers", "1", "--json"]
+    for seed, use in ((7, "evaluation"), (VALIDATION_SEED, "validation")):
+        assert cli.main([*words, "--seed", str(seed)]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["seeds_of"] == [use]
+        assert ("seeds of validation" in printed.err) == (use == "validation")
 
 
 def test_an_evaluation_that_cannot_begin_leaves_nothing(policy_folder: Path, tmp_path: Path) -> None:
