@@ -19,11 +19,16 @@ MOST_POINTS = 600  # a series longer than this is drawn by its extremes: no eye 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its name in the legend, and its points. Values that are not finite are left out."""
+    """One line: its name in the legend, and its points. Values that are not finite are left out.
+
+    low, high: the ends of each point's interval, drawn as a whisker.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,23 @@ class Dot:
     crossed: bool = False
 
 
+@dataclass(frozen=True)
+class Mark:
+    """One measured value with its interval, and its name written beside it."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    name: str
+
+
 def line_chart_svg(series: Sequence[Series], title: str, x_label: str, y_label: str, *, log_y: bool = False) -> str:
     """Lines over a common pair of axes. With `log_y`, values of zero and below are left out."""
     points = [_drawable(s, log_y) for s in series]
     every = [point for line in points for point in line]
-    axes = _Axes.around(every, log_y=log_y)
+    ends = [(x, y) for s in series for whisker in (s.low, s.high) for x, y in zip(s.x, whisker, strict=False)]
+    axes = _Axes.around([*every, *ends], log_y=log_y)
     parts = [*axes.svg(x_label, y_label), *_legend([s.name for s in series])]
     for index, line in enumerate(points):
         colour = _colour(index)
@@ -50,6 +67,22 @@ def line_chart_svg(series: Sequence[Series], title: str, x_label: str, y_label: 
         )
         if len(line) <= 40:
             parts += [_disc(axes.x(x), axes.y(y), colour=colour, radius=3) for x, y in line]
+        whiskers = zip(series[index].x, series[index].low, series[index].high, strict=False)
+        parts += [_whisker(axes, x, low, high, colour) for x, low, high in whiskers]
+    return _svg(title, parts)
+
+
+def mark_chart_svg(marks: Sequence[Mark], title: str, x_label: str, y_label: str) -> str:
+    """One value a mark, each with its interval and its name."""
+    ends = [(mark.x, y) for mark in marks for y in (mark.low, mark.high)]
+    axes = _Axes.around(ends, floor=0.0)
+    parts = axes.svg(x_label, y_label)
+    right, room = (LEFT + RIGHT) / 2, 8
+    for index, mark in enumerate(sorted(marks, key=lambda each: (each.x, each.y))):
+        x, y, colour = axes.x(mark.x), axes.y(mark.y), _colour(index)
+        parts += [_whisker(axes, mark.x, mark.low, mark.high, colour), _disc(x, y, colour=colour)]
+        at = (x + room, "start") if x < right else (x - room, "end")
+        parts.append(_text(at[0], y + (14 if index % 2 else -4), mark.name, at[1]))  # neighbours above and below
     return _svg(title, parts)
 
 
@@ -128,6 +161,11 @@ def _legend(names: Sequence[str], crossed: int = -1) -> list[str]:
         parts.append(mark)
         right -= 17
     return parts
+
+
+def _whisker(axes: _Axes, x: float, low: float, high: float, colour: str) -> str:
+    top, bottom = axes.y(high), axes.y(low)
+    return f'<path d="M{axes.x(x):.1f} {top:.1f}V{bottom:.1f}" style="stroke:{colour}" stroke-opacity=".6"/>'
 
 
 def _disc(x: float, y: float, inside: str = "", colour: str | None = None, radius: int = 5) -> str:

@@ -30,6 +30,7 @@ VERBS = {
     "train": "a policy on stored features",
     "eval": "rollouts of a trained policy on unseen seeds",
     "compare": "runs on the same seeds: the difference, and whether it is resolved",
+    "study": "arms of a question, each trained and judged on the same seeds, as one table and page",
     "report": "a run folder as one page",
     "pretrain": "an encoder by masked autoencoding on randomised scenes",
     "probe": "what frozen features know, against the simulator's truth on held-out scenes",
@@ -47,6 +48,7 @@ _HOMES = {  # the others are in s2robot.verbs
     "export": "s2robot.encoder_verbs",
     "pretrain": "s2robot.pretrain_verb",
     "compare": "s2robot.compare_verb",
+    "study": "s2robot.study_verb",
 }
 
 

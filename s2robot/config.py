@@ -5,6 +5,7 @@ defaults of the dataclass  <-  configs/<name>.yaml  <-  --collect.demos 60 --enc
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shlex
 import types
@@ -36,15 +37,16 @@ def load(schema: type[Config], source: str | None = None, overrides: Sequence[st
         UnknownName: a key that is not in the schema, with the nearest that is.
         InvalidInput: a value of the wrong type.
     """
-    tree = _read(source) if source else {}
-    known = keys(schema)
+    return build(schema, _read(source) if source else {}, source or "", overrides)
+
+
+def build(schema: type[Config], tree: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """The same of a tree that was read already; `where` it is from, for errors."""
+    tree, known = copy.deepcopy(tree), keys(schema)
     for key in _flatten(tree):
         if key not in known:
-            raise UnknownName(f"key in {source}", key, known)
-    for key, text in _pairs(overrides):
-        if key not in known:
-            raise UnknownName("option", f"--{key}", [f"--{name}" for name in known])
-        _plant(tree, key, _value(text, known[key]))
+            raise UnknownName(f"key in {where}", key, known)
+    _override(tree, known, overrides)
     try:
         return draccus.decode(schema, tree)  # type: ignore[no-any-return]
     except (ParsingError, TypeError) as error:
@@ -104,6 +106,23 @@ def filled(tree: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     return {**known, **tree, **both}
 
 
+def planted(overrides: Sequence[str], schema: type[Any]) -> dict[str, Any]:
+    """What ["--train.steps", "300", ...] say, as a tree."""
+    tree: dict[str, Any] = {}
+    _override(tree, keys(schema), overrides)
+    return tree
+
+
+def as_yaml(tree: dict[str, Any]) -> str:
+    """Text that `read` reads."""
+    return str(yaml.safe_dump(files.plain(tree), sort_keys=False))
+
+
+def read(source: str) -> dict[str, Any]:
+    """What a YAML file says, or one that ships with s2robot."""
+    return _read(source)
+
+
 def said(source: str, key: str) -> Any:
     """What a config file, or one that ships with s2robot, says of a key at its top; None where it does not."""
     return _read(source).get(key)
@@ -157,6 +176,13 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> list[str]:
     for key, value in tree.items():
         found += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return found
+
+
+def _override(tree: dict[str, Any], known: dict[str, Any], overrides: Sequence[str]) -> None:
+    for key, text in _pairs(overrides):
+        if key not in known:
+            raise UnknownName("option", f"--{key}", [f"--{name}" for name in known])
+        _plant(tree, key, _value(text, known[key]))
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

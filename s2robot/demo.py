@@ -27,9 +27,11 @@ from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
+from s2robot.frames import Frames
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.report import write_report
 from s2robot.rollout import EpisodeResult, EvalConfig, evaluate
+from s2robot.samples import Source
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.training import TrainConfig
 
@@ -130,6 +132,23 @@ def encode(
     """The dataset's store in `root`, with its versions."""
     settings = {**vars(config), "workers": config.workers or None}
     return encode_dataset(dataset.path, encoder, root, **settings, progress=report)
+
+
+def source_of(dataset: DemoDataset, config: DemoConfig, features: Path, console: Console) -> Source:
+    """What a run's policy learns from: frames, or its encoder's store in the folder `features`.
+
+    Raises:
+        InvalidInput: versions of features are asked for, and the policy reads frames.
+    """
+    if config.kind not in registry.PIXEL_POLICIES:
+        with progress.bar("encode", console) as report:
+            return encode(dataset, config.encoder, config.encode, features, report)
+    if config.encode.versions:
+        raise InvalidInput(
+            f"--encode.versions is {config.encode.versions}: versions are features, encoded beforehand, and"
+            f" {config.kind} reads frames. It moves them itself as it learns: --policy.shift 6 (pixels)"
+        )
+    return Frames(dataset, config.encode.stride)
 
 
 def _baselines(

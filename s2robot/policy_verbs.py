@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from s2robot import command, files, progress, registry, statistics
+from s2robot import command, files, progress, statistics
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput, UsageError
 from s2robot.runs import SEED_FOLDER, seed_folders
@@ -23,7 +23,7 @@ SNAPSHOTS = 4  # that --validate chooses from, besides the last weights, unless 
 def do_train(argv: Sequence[str]) -> int:
     """Train one policy, or one a seed."""
     from s2robot.datasets import DemoDataset
-    from s2robot.demo import run_schema
+    from s2robot.demo import run_schema, source_of
 
     parser = command.parser(
         "train",
@@ -59,29 +59,13 @@ def do_train(argv: Sequence[str]) -> int:
     seeds = _seeds(options.seeds, config.train.seed)
     _one_or_many(Path(config.out), many=bool(options.seeds))
     console, dataset = Console(), DemoDataset(options.dataset)
-    source = _source(kind, dataset, config, console)
+    source = source_of(dataset, config, dataset.path.parent / "features", console)
     for seed in seeds:
         out = Path(config.out) / SEED_FOLDER.format(seed) if options.seeds else Path(config.out)
         run = dataclasses.replace(config, out=".", train=dataclasses.replace(config.train, seed=seed))
         _train_one(dataset, source, run, out, options.validate, console)
     console.print(f"Now: s2robot eval {config.out}", highlight=False)
     return 0
-
-
-def _source(kind: str, dataset: Any, config: Any, console: Console) -> Any:
-    """What it learns from: frames, or a feature store beside the dataset."""
-    from s2robot.demo import encode
-    from s2robot.frames import Frames
-
-    if kind in registry.PIXEL_POLICIES:
-        if config.encode.versions:
-            raise InvalidInput(
-                f"--encode.versions is {config.encode.versions}: versions are features, encoded beforehand, and {kind}"
-                " reads frames. It moves them itself as it learns: --policy.shift 6 (pixels)"
-            )
-        return Frames(dataset, config.encode.stride)
-    with progress.bar("encode", console) as report:
-        return encode(dataset, config.encoder, config.encode, dataset.path.parent / "features", report)
 
 
 def _train_one(dataset: Any, source: Any, config: Any, out: Path, validate: int, console: Console) -> None:

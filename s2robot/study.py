@@ -1,0 +1,193 @@
+"""A study: arms that differ in what is asked about, on the same seeds, one table and one page.
+
+    <out>/study.yaml              the question, resolved
+          demos.hdf5, features/   the demonstrations, and a store an encoder (or beside the file of `--data`)
+          <arm>-<level>/seed-0/   a run, as `train` and `eval` leave it: `compare` and `report` read it
+          results.json            all that is finished so far
+          report.html             the same, to look at
+
+Every cell is trained and judged as the verbs do it, so a killed study goes on where it was. Cells are done seed by
+seed: after the first third there is an answer, if a rough one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from s2robot import config as configuration
+from s2robot import files, progress, registry
+from s2robot.collect import collect
+from s2robot.datasets import DemoDataset
+from s2robot.demo import DemoConfig, run_schema, source_of
+from s2robot.errors import InvalidInput, UnknownName
+from s2robot.rollout import EvalConfig, evaluate
+from s2robot.runs import SEED_FOLDER
+from s2robot.study_page import write_page
+from s2robot.study_results import tabulate
+from s2robot.training import train
+
+LISTS = ("levels", "seeds", "shifts")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A question to rollouts.
+
+    run: what all arms have in common, keys of a run's config.
+    arms: name -> what this arm has instead. The first is what the others are held against.
+    given: what the command line says of all arms, which goes before what they say themselves.
+    vary, levels: a key of a run that all arms go through, e.g. train.demos over 15, 30, 60.
+    shifts: the looks to judge under; "" is the demonstrations' own, see `s2robot.envs.shifts`.
+    """
+
+    title: str = "A study"
+    question: str = ""
+    run: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    vary: str = ""
+    levels: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    shifts: tuple[str, ...] = ("",)
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise InvalidInput("A study needs arms: name -> what differs, e.g. base: {encoder: {scales: [1]}}")
+        if bool(self.vary) != bool(self.levels):
+            raise InvalidInput(f"vary is {self.vary!r}, levels {self.levels}: give both or neither")
+        if not self.seeds or not self.shifts:
+            raise InvalidInput(f"seeds is {self.seeds}, shifts {self.shifts}: a study needs at least one of each")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: an arm, at a level, with a training seed."""
+
+    arm: str
+    level: float | None
+    seed: int
+    config: DemoConfig
+
+    @property
+    def folder(self) -> str:
+        level = "" if self.level is None else f"-{self.level:g}"
+        return f"{self.arm}{level}/{SEED_FOLDER.format(self.seed)}"
+
+
+def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> StudyConfig:
+    """A study by name or .yaml path.
+
+    Args:
+        overrides: keys of a run that all arms get.
+        chosen: arms, seeds, shifts or levels instead of the file's; arms by name.
+
+    Raises:
+        UnknownName: there is no such study, arm or key.
+        InvalidInput: a value of the wrong type.
+    """
+    tree = configuration.read(source)
+    known = [each.name for each in dataclasses.fields(StudyConfig)]
+    for key in tree:
+        if key not in known:
+            raise UnknownName(f"key in {source}", key, known)
+    written: dict[str, Any] = tree.get("arms") or {}
+    for name in chosen.get("arms") or ():
+        if name not in written:
+            raise UnknownName("arm", name, written)
+    tree["arms"] = {name: written[name] or {} for name in chosen.get("arms") or written}
+    tree |= {name: tuple(value) for name in LISTS if (value := chosen.get(name) or tree.get(name))}
+    return StudyConfig(**{**tree, "given": configuration.planted(overrides, DemoConfig)})
+
+
+def cells(study: StudyConfig) -> Iterator[Cell]:
+    """Every run, in the order they are made; their configs are whole, and say where they are wrong."""
+    for seed in study.seeds:
+        for level in study.levels or (None,):
+            for name, arm in study.arms.items():
+                tree = merged(merged(study.run, arm), study.given)
+                for key, value in (("train.seed", seed), (study.vary, level)):
+                    if key:
+                        tree = merged(tree, _branch(key, value))
+                schema = run_schema(tree.get("kind", "bc-mlp"))
+                yield Cell(name, level, seed, configuration.build(schema, tree, f"arm {name}"))
+
+
+def run_study(study: StudyConfig, out: Path, console: Console, data: Path | None = None) -> Path:
+    """Run or resume a study; return its page.
+
+    Args:
+        data: demonstrations to learn from; default: collected into `out`, as the study's `run` says.
+
+    Raises:
+        InvalidInput: the folder holds a study with other arms of the same name, or other settings.
+    """
+    every = list(cells(study))  # a wrong setting is said before anything is done
+    if strange := [cell.arm for cell in every if cell.config.collect != every[0].config.collect]:
+        raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
+    _keep(study, out)
+    dataset = _demonstrations(every[0].config, out, console, data)
+    for number, cell in enumerate(every, start=1):
+        console.print(f"{number} of {len(every)}: {cell.folder}", highlight=False)
+        run_cell(cell, dataset, study.shifts, out, console)
+        files.write_json(out / "results.json", tabulate(study, every, dataset, out))
+        write_page(out)
+    return out / "report.html"
+
+
+def run_cell(cell: Cell, dataset: DemoDataset, shifts: Sequence[str], out: Path, console: Console) -> None:
+    """Train and judge one run, or what is missing of it."""
+    config, folder = cell.config, out / cell.folder
+    configuration.keep(dataclasses.replace(config, out=".", eval=EvalConfig()), folder)  # more episodes may follow
+    if not (folder / "policy" / "done").exists():
+        source = source_of(dataset, config, dataset.path.parent / "features", console)
+        with progress.bar("train", console) as report:
+            train(dataset, source, config.encoder, config.policy, config.train, folder / "policy", progress=report)
+    for shift in shifts:
+        judging = dataclasses.replace(config.eval, shift=shift)
+        with progress.bar("evaluate", console) as report:
+            evaluate(folder / "policy", judging, folder / f"episodes-{judging.label}.jsonl", report)
+
+
+def merged(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A tree with what another says instead."""
+    both = {key: merged(tree[key], other[key]) for key in tree.keys() & other.keys() if isinstance(tree[key], dict)}
+    return {**tree, **other, **both}
+
+
+def _branch(key: str, value: Any) -> dict[str, Any]:
+    first, _, rest = key.partition(".")
+    whole = int(value) if isinstance(value, float) and value == int(value) else value
+    return {first: _branch(rest, value) if rest else whole}
+
+
+def _keep(study: StudyConfig, out: Path) -> None:
+    """Arms, levels, seeds and episodes may be added or left out this time; what is asked may not change."""
+    path = out / "study.yaml"
+    now = {name: getattr(study, name) for name in ("run", "given", "vary", "arms")}
+    known: dict[str, Any] = configuration.read(str(path)) if path.exists() else now
+    arms = {**study.arms, **known["arms"]}
+    before = {**{name: known[name] for name in now}, "arms": {name: arms[name] for name in study.arms}}
+    for each in (before, now):
+        each |= {name: {key: each[name][key] for key in each[name] if key != "eval"} for name in ("run", "given")}
+    if changed := configuration.differences(before, now):
+        raise InvalidInput(f"{out} holds a study with other settings ({'; '.join(changed)}). Choose another --out")
+    whole = dataclasses.asdict(dataclasses.replace(study, arms=arms))
+    with files.atomic(path) as temporary:
+        temporary.write_text(configuration.as_yaml(whole), encoding="utf-8")
+
+
+def _demonstrations(config: DemoConfig, out: Path, console: Console, data: Path | None) -> DemoDataset:
+    if data is not None:
+        dataset = DemoDataset(data)
+        if (known := dataset.env_args.get("task")) != config.collect.task:
+            raise InvalidInput(f"{data} has demonstrations of {known}; this study is of {config.collect.task}")
+        return dataset
+    registry.get_task(config.collect.task, config.collect.robot)
+    with progress.bar("collect", console) as report:
+        return collect(config.collect, out / "demos.hdf5", report)

@@ -1,0 +1,140 @@
+"""Studies: every arm on the same demonstrations and seeds, resumable, one table and one page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from s2robot import cli, compare, files
+from s2robot import config as configuration
+from s2robot.errors import CorruptFile, InvalidInput, UnknownName
+from s2robot.rollout import read_results
+from s2robot.study import StudyConfig, cells, merged, read_study, run_study
+from s2robot.study_page import write_page
+
+RUN = {
+    "collect": {"task": "Reach", "demos": 3, "frame_size": 64, "workers": 1},
+    "encode": {"workers": 1},
+    "train": {"steps": 4, "batch": 8},
+    "eval": {"episodes": 2, "fidelity": "fast", "workers": 1},
+}
+ARMS: dict[str, dict[str, Any]] = {"s2": {}, "base": {"encoder": {"scales": [1]}}}
+
+
+def written(path: Path, **other: Any) -> str:
+    tree = {"title": "Small <b>", "question": "Is it so?", "run": RUN, "arms": ARMS, "seeds": [0, 1], **other}
+    path.write_text(configuration.as_yaml(tree))
+    return str(path)
+
+
+@pytest.mark.sim
+def test_a_study_trains_and_judges_every_arm_on_the_same_seeds_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    source, out = written(tmp_path / "small.yaml", vary="train.demos", levels=[2, 3]), tmp_path / "out"
+    words = ["study", source, "--out", str(out)]
+    assert cli.main([*words, "--seeds", "0", "--arms", "s2"]) == 0
+    first = files.read_json(out / "results.json")
+    assert [(row["arm"], row["level"], row["episodes"]) for row in first["rows"]] == [("s2", 2, 2), ("s2", 3, 2)]
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("policy.safetensors")}
+    words += ["--levels", "2"]
+    assert cli.main(words) == 0
+    assert len(made) == 2 and all(path.stat().st_mtime_ns == then for path, then in made.items())
+    results = files.read_json(out / "results.json")
+    assert [(row["arm"], row["level"], row["episodes"]) for row in results["rows"]] == [
+        ("s2", 2, 4),
+        ("base", 2, 4),
+    ]
+    # What the table says is what `compare` says of the same folders.
+    theirs = compare.compare([f"s2={out / 's2-2'}", f"base={out / 'base-2'}"], "episodes-fast.jsonl")
+    row = results["rows"][1]
+    assert {key: row[key] for key in ("successes", "rate", "low", "high")} == {
+        key: theirs["arms"][1][key] for key in ("successes", "rate", "low", "high")
+    }
+    assert row["less_first"] == theirs["against_first"][0]
+    assert results["rows"][0]["less_first"] is None
+    # Both arms met the same episodes, and learned from the same demonstrations.
+    seeds = [[each.seed for each in read_results(path)] for path in sorted(out.rglob("episodes-fast.jsonl"))]
+    assert len(seeds) == 5 and all(each == seeds[0] for each in seeds)
+    assert results["arms"]["s2"]["channels"] == 2 * results["arms"]["base"]["channels"]
+    assert results["arms"]["s2"]["gflops"] == pytest.approx(5 * results["arms"]["base"]["gflops"])
+    html = (out / "report.html").read_text()
+    assert "Small &lt;b&gt;" in html and "<svg" in html and "not resolved" in html
+    # The same study with more episodes goes on; with other steps it is refused.
+    assert cli.main([*words, "--seeds", "0", "--eval.episodes", "3"]) == 0
+    assert files.read_json(out / "results.json")["rows"][0]["episodes"] == 3
+    assert cli.main([*words, "--train.steps", "5"]) == 2
+
+
+def test_settings_of_an_arm_reach_its_runs_and_no_other(tmp_path: Path) -> None:
+    arms = {"a": {"kind": "flow", "policy": {"chunk": 4}}, "b": {"kind": "cnn", "encode": {"stride": 4}}}
+    study = read_study(
+        written(tmp_path / "a.yaml", arms=arms, vary="train.demos", levels=[1, 2]), ["--train.lr", "1e-3"]
+    )
+    every = list(cells(study))
+    assert len(every) == 8 and len({cell.folder for cell in every}) == 8
+    assert [(cell.arm, cell.level, cell.seed) for cell in every[:3]] == [("a", 1, 0), ("b", 1, 0), ("a", 2, 0)]
+    for cell in every:
+        config: Any = cell.config
+        assert (config.train.seed, config.train.demos, config.train.lr) == (cell.seed, cell.level, 1e-3)
+        assert (config.kind, config.encode.stride) == {"a": ("flow", 2), "b": ("cnn", 4)}[cell.arm]
+        assert cell.arm == "b" or config.policy.chunk == 4
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "words"),
+    [
+        ({"arm": {}}, UnknownName, "Did you mean 'arms'"),
+        ({"arms": {}}, InvalidInput, "needs arms"),
+        ({"arms": {"a": {"encodr": {}, "x": 1}}}, UnknownName, "arm a"),
+        ({"arms": {"a": {"encoder": {"scales": "two"}}}}, InvalidInput, "Configuration"),
+        ({"vary": "train.demos"}, InvalidInput, "both or neither"),
+        ({"vary": "train.dmos", "levels": [1]}, UnknownName, "train.demos"),
+        ({"arms": {"a": {}, "b": {"collect": {"demos": 9}}}}, InvalidInput, "learn from the same"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_anything_is_done(
+    other: dict[str, Any], error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    source = written(tmp_path / "a.yaml", **other)
+    from rich.console import Console
+
+    with pytest.raises(error, match=words):
+        run_study(read_study(source), tmp_path / "out", Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_arm_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'base'"):
+        read_study(written(tmp_path / "a.yaml"), arms=["bas"])
+
+
+@pytest.mark.parametrize("name", [name for name in configuration.names() if name.startswith("study-")])
+def test_studies_that_ship_are_whole(name: str) -> None:
+    study = read_study(name)
+    assert study.question.endswith("?") and len(study.seeds) >= 3
+    assert all(cell.config.eval.episodes >= 100 and cell.config.eval.fidelity == "exact" for cell in cells(study))
+
+
+def test_merging_changes_neither_side() -> None:
+    one, other = {"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4}
+    assert merged(one, other) == {"a": {"b": 1, "c": 3}, "d": 4}
+    assert (one, other) == ({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4})
+
+
+def test_a_page_needs_results(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(CorruptFile, match="Run the study again"):
+        write_page(tmp_path)
+
+
+def test_study_files_are_readable_yaml(tmp_path: Path) -> None:
+    tree = {"a": (1, 2), "b": {"c": 0.5, "d": Path("x")}}
+    assert yaml.safe_load(configuration.as_yaml(tree)) == json.loads(json.dumps(files.plain(tree)))
+
+
+def test_a_study_without_levels_has_one_cell_an_arm_and_seed() -> None:
+    study = StudyConfig(arms={"a": {}, "b": {}}, seeds=(4,))
+    assert [cell.folder for cell in cells(study)] == ["a/seed-4", "b/seed-4"]
