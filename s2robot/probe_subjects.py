@@ -30,7 +30,7 @@ def find_subject(text: str, config: EncoderConfig) -> Subject:
     """Load what `text` names, one encoder a scale; `config` gives scales, engine and seed."""
     if text in probe_reference.NAMES:
         return probe_reference.load(text, config)
-    name, checkpoint, is_random = _parse(text)
+    name, checkpoint, is_random = parse_subject(text)
     config = replace(config, name=name, checkpoint=checkpoint, random_weights=is_random, grid="finest")
     backbone = load_backbone(name, checkpoint=checkpoint, random_weights=is_random, seed=config.seed)
     device = find_device(None)
@@ -46,8 +46,13 @@ def find_subject(text: str, config: EncoderConfig) -> Subject:
     )
 
 
-def _parse(text: str) -> tuple[str, str | None, bool]:
-    """Name, weights file, whether random weights."""
+def parse_subject(text: str) -> tuple[str, str | None, bool]:
+    """What is typed to name, weights file, whether random weights.
+
+    Raises:
+        UnknownName: no encoder is called so.
+        InvalidInput: there is no such file.
+    """
     if text in probe_reference.NAMES:
         return text, None, False
     name, equals, path = text.partition("=")

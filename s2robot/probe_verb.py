@@ -29,6 +29,8 @@ ABOUT = {
 
 
 def do_probe(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "reconstruct":
+        return do_reconstruct(argv[1:])
     parser = command.parser(
         "probe",
         "What frozen features know, on held-out scenes: heads fitted on training scenes, with the simulator's truth.",
@@ -60,6 +62,60 @@ def do_probe(argv: Sequence[str]) -> int:
         return 0
     _tell(result, console, out)
     return 0
+
+
+def do_reconstruct(argv: Sequence[str]) -> int:
+    from s2robot.reconstruct import ReconstructConfig, reconstruct
+
+    parser = command.parser(
+        "probe reconstruct",
+        "How much of a larger model's features a smaller one holds, with one scale and with several.",
+        "s2robot probe reconstruct --small vit-small --large vit-base --bound vit-large --source recordings/",
+        "--frames 2000",
+    )
+    parser.add_argument("--out", default="runs/reconstruct", help="results, and the frames (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    command.shorthands(parser, **{key: key for key in ("small", "large", "bound", "source", "scales", "frames")})
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(ReconstructConfig, None, command.overrides(options, rest))
+    console, out = Console(stderr=options.json), Path(options.out)
+    with progress.bar("reconstruct", console) as report:
+        result = reconstruct(config, out, report)
+    files.write_json(
+        out / "reconstruct.json", {**result, "command": shlex.join(["s2robot", "probe", "reconstruct", *argv])}
+    )
+    if options.json:
+        Console(soft_wrap=True).out(json.dumps(files.plain(result), indent=2), highlight=False)
+        return 0
+    console.width = console.width if console.is_terminal else 140
+    console.print(_explained(result))
+    return 0
+
+
+def _explained(result: dict[str, Any]) -> Table:
+    target, n = result["target"], result["frames"]
+    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left", title_style="bold")
+    table.title = f"\n{target['name']} from smaller ones, {n['train']} frames to fit and {n['test']} others to score"
+    for head in (
+        "features of",
+        "channels",
+        "loss, fit",
+        "loss",
+        "information, fit",
+        "information",
+        "ratio, fit",
+        "ratio",
+    ):
+        table.add_column(head, justify="left" if head == "features of" else "right")
+    for row in result["rows"]:
+        fit, test = row["train"], row["test"]
+        cells = [row["model"], str(row["channels"]), f"{fit['loss']:.4g}", f"{test['loss']:.4g}"]
+        cells += [f"{fit['information']:.3f}", rf"{test['information']:.3f} \[{test['low']:.3f}, {test['high']:.3f}]"]
+        if "ratio" in test:
+            span = rf"\[{100 * test['ratio_low']:.1f}, {100 * test['ratio_high']:.1f}]"
+            cells += [f"{100 * fit['ratio']:.1f} %", f"{100 * test['ratio']:.1f} % {span}"]
+        table.add_row(*cells)
+    return table
 
 
 class _Bars:

@@ -1,0 +1,84 @@
+"""The linear map between two encoders' features, against numpy's own least squares and against what must hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import some_frames
+
+from s2robot import cli
+from s2robot.errors import InvalidInput
+from s2robot.footage import save_frames
+from s2robot.linear_map import TokenSums, errors, information
+
+RNG = np.random.default_rng(0)
+X, NOISE = RNG.normal(size=(400, 5)), RNG.normal(size=(400, 3))
+Y = X @ RNG.normal(size=(5, 3)) + 2 + 0.3 * NOISE
+
+
+def sums(x: np.ndarray, y: np.ndarray, batch: int = 400) -> TokenSums:
+    found = TokenSums(x.shape[1], y.shape[1])
+    for start in range(0, len(x), batch):
+        found.add(x[start : start + batch], y[start : start + batch])
+    return found
+
+
+def test_it_is_least_squares_whatever_the_batches() -> None:
+    with_one = np.concatenate([X, np.ones((400, 1))], axis=1)
+    theirs = np.linalg.lstsq(with_one, Y, rcond=None)[0]
+    for batch in (7, 400):
+        mine = sums(X, Y, batch)
+        assert np.allclose(mine.solve(), theirs, atol=1e-5)
+        assert mine.loss(theirs) == pytest.approx(((Y - with_one @ theirs) ** 2).mean())
+    assert errors(theirs, X, Y).mean() == pytest.approx(mine.loss(theirs))
+
+
+def test_the_constant_is_the_mean_and_knows_nothing() -> None:
+    found = sums(X, Y)
+    assert found.loss(found.constant()) == pytest.approx(Y.var(axis=0).mean())
+    assert information(found.loss(found.constant()), found.loss(found.constant())) == 0
+    assert information(found.loss(found.solve()), found.loss(found.constant())) > 1
+
+
+def test_noise_is_explained_by_nothing_and_more_channels_never_fit_worse() -> None:
+    noise = sums(NOISE, RNG.normal(size=(400, 3)))
+    assert information(noise.loss(noise.solve()), noise.loss(noise.constant())) < 0.05
+    few, many = sums(X[:, :2], Y), sums(X, Y)
+    assert many.loss(many.solve()) < few.loss(few.solve())
+
+
+def test_channels_that_say_the_same_twice_are_no_trouble() -> None:
+    twice = sums(np.concatenate([X, X], axis=1), Y)
+    once = sums(X, Y)
+    assert twice.loss(twice.solve()) == pytest.approx(once.loss(once.solve()), rel=1e-4)
+
+
+@pytest.mark.parametrize("x", [X[:3], X[0], np.full((400, 5), np.nan)])
+def test_what_are_no_pairs_of_tokens_is_refused(x: np.ndarray) -> None:
+    with pytest.raises(InvalidInput, match="Features"):
+        TokenSums(5, 3).add(x, Y)
+
+
+def test_the_verb_compares_scales_and_a_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_frames(tmp_path / "frames.npy", [some_frames(40, 256)], 40, 256)
+    words = ["probe", "reconstruct", "--source", str(tmp_path / "frames.npy"), "--out", str(tmp_path / "out")]
+    words += ["--large", "s2robot-tiny:random", "--bound", "s2robot-tiny:random", "--engine", "torch", "--json"]
+    assert cli.main(words) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "out" / "reconstruct.json").read_text())["rows"] == result["rows"]
+    base, s2, bound = result["rows"]
+    assert (base["channels"], s2["channels"]) == (192, 384) and result["frames"] == {"train": 32, "test": 8}
+    assert s2["train"]["loss"] <= base["train"]["loss"]  # base's channels are among S2's
+    # The bound is the target itself here: it explains all of it.
+    assert bound["train"]["information"] > 2 * s2["train"]["information"] and bound["test"]["ratio"] == 1
+    assert 0 < base["train"]["ratio"] < s2["train"]["ratio"] < 1
+    assert base["test"]["low"] <= base["test"]["information"] <= base["test"]["high"]
+
+
+def test_the_verb_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["probe", "reconstruct", "--small", "s2robot-tiny"]) == 2
+    assert "--large" in capsys.readouterr().err
+    assert cli.main(["probe", "reconstruct", "--large", "vit-bsae", "--source", "nowhere"]) == 2
