@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from s2robot.adapters.sb3 import FeatureReplayBuffer, GymnasiumVecEnv, S2FeaturesExtractor, S2VecEnv
+from s2robot.adapters.sb3 import FeatureReplayBuffer, FrameFeatures, GymnasiumVecEnv, S2FeaturesExtractor, S2VecEnv
 
 pytestmark = pytest.mark.sim
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,3 +68,49 @@ def test_our_vector_environment_behind_their_interface() -> None:
     PPO("MultiInputPolicy", env, policy_kwargs={**READER}, **PPO_WORDS).learn(32)
     env.close()
     assert vector.closed
+
+
+def snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs/reinforcement.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def program(file: Path, *words: str) -> str:
+    """Run one; environments are processes that import it."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", file, *words], cwd=file.parent, text=True, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_pages_program_runs(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    short = {
+        "20_000": "24", "learning_starts=200": "learning_starts=8, batch_size=8", "buffer_size=100_000":
+        "buffer_size=100", '"Reach", 4': '"Reach", 2', "(4, 3)": "(2, 3)", "range(15)": "range(2)",
+    }  # fmt: skip
+    text = snippets()[0]
+    for long, brief in short.items():
+        assert long in text
+        text = text.replace(long, brief)
+    (tmp_path / "page.py").write_text(text, encoding="utf-8")
+    program(tmp_path / "page.py")
+    assert {file.name for file in (tmp_path / "runs").iterdir()} == {
+        "reach-sac.zip", "reach-sac.normalize", "reach-sac.safetensors"
+    }  # fmt: skip
+
+
+def test_the_pages_table_is_what_its_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(snippets()[1], "reinforcement.md", "exec"), {})
+    rows = capsys.readouterr().out.strip().splitlines()
+    assert len(rows) == 8 and "\n".join(rows) in (ROOT / "docs/reinforcement.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path: Path) -> None:
+    out = tmp_path / "reach"
+    program(ROOT / "examples/sb3_ppo.py", "--steps", "16", "--envs", "2", "--out", str(out))
+    eyes = FrameFeatures.load(f"{out}.safetensors", device="cpu")
+    assert PPO.load(out, device="cpu").observation_space["features"].shape == eyes.shape(2, (256, 256))
