@@ -257,6 +257,8 @@ def test_features_are_kept_in_a_file(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_said_when_it_is_asked_for(encoder: Encoder) -> None:
     with pytest.raises(UnknownName, match="Did you mean 'map'"):
         FrameFeatures(encoder, "mpa")
+    with pytest.raises(InvalidInput, match="features is a str"):
+        S2Observation(Dot(), "s2robot-tiny")
     with pytest.raises(UnknownName, match="float16"):
         FrameFeatures(encoder, dtype="float15")
     with pytest.raises(InvalidInput, match="16 channels a scale"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
-from gymnasium.wrappers import FrameStackObservation
+from gymnasium.wrappers import FilterObservation, FrameStackObservation
 from small_encoders import TOLERANCE, small_encoder
 from toy_images import HORIZON, Dot
 
@@ -237,6 +237,33 @@ def test_a_policy_is_not_loaded_under_another_encoder(tmp_path: Path) -> None:
     model = PPO("CnnPolicy", DummyVecEnv([lambda: Dot("plain")]), policy_kwargs=undivided, **PPO_WORDS)
     with pytest.raises(InvalidInput, match="normalize_images"):
         model.predict(model.env.reset())
+
+
+def test_ppo_learns_from_frames_alone(encoder: Encoder) -> None:
+    """To bring the dot to the middle: there is no proprioception, so it must be seen where it is."""
+
+    def make() -> gymnasium.Env[Any, Any]:
+        return FilterObservation(Dot(views=1), [FRAMES])
+
+    env = VecMonitor(S2VecEnv(DummyVecEnv([make] * 8), encoder))
+    words = {**PPO_WORDS, "n_steps": 64, "batch_size": 128, "n_epochs": 5, "learning_rate": 2e-3, "gamma": 0.9}
+    model = PPO("MultiInputPolicy", env, policy_kwargs={**READER, "net_arch": [64]}, **words)
+    before, _ = evaluate_policy(model, env, 32)
+    after, _ = evaluate_policy(model.learn(6144), env, 32)
+    assert after > before + 1
+
+
+def test_gymnasiums_environments_can_be_asked_and_told() -> None:
+    env = GymnasiumVecEnv(SyncVectorEnv([Dot] * 2, autoreset_mode="SameStep"))
+    env.set_attr("horizon", 3, indices=1)
+    assert env.get_attr("horizon") == [HORIZON, 3] and not env.has_attr("no such thing")
+    env.set_attr("horizon", 1)
+    env.set_options({"reset_mask": np.array([True, True])})
+    env.reset()
+    assert env.step(np.zeros((2, 1), np.float32))[2].all() and env.env_is_wrapped(gymnasium.Wrapper) == [False, False]
+    env.set_options([{"a": 1}, {"a": 2}])
+    with pytest.raises(InvalidInput, match="Options differ"):
+        env.reset()
 
 
 @pytest.mark.parametrize("kind", ["map", "tokens", "cls"])

@@ -179,6 +179,11 @@ def test_a_reset_buffer_knows_nothing() -> None:
     same_samples(ours, theirs)
 
 
+def test_a_buffer_that_memory_does_not_hold_is_said_before_it_fills() -> None:
+    with pytest.raises(InvalidInput, match=r"100000000000 steps of 100 bytes .* buffer_size=\d+ or less"):
+        FeatureReplayBuffer(10**11, space(), ACTIONS)
+
+
 def test_nan_and_what_float16_cannot_hold_are_refused() -> None:
     ours = FeatureReplayBuffer(12 * N, space("float32"), ACTIONS, n_envs=N)
     (now, *rest), *_ = stream(1, dtype="float32")

@@ -58,7 +58,7 @@ class FrameFeatures:
             if value not in known:
                 raise UnknownName(f"{name} of features", value, known)
         self.encoder, self.kind, self.dtype = encoder, kind, np.dtype(dtype)
-        self.compression = None if compression is None else compression.to(encoder.device).requires_grad_(False)
+        self.compression = compression
         if self.compression is not None:
             _, scales, width, _ = self.compression.basis.shape
             if (scales, scales * width) != (encoder.config.groups, encoder.channels):
@@ -147,7 +147,7 @@ class FrameFeatures:
             found: Tensor = getattr(seen, self.kind)
             return found
         maps = registry.neck().chosen_tokens(seen.map, seen.cls, self.kind)
-        compressed: Tensor = self.compression(maps)  # (B, V, C, h, w)
+        compressed: Tensor = self.compression.to(maps.device)(maps)  # (B, V, C, h, w); encoders may be moved
         if self.kind == "cls":
             return compressed[..., 0, 0]
         return compressed.flatten(3).transpose(2, 3) if self.kind == "tokens" else compressed

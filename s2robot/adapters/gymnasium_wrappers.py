@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space
 from s2robot.adapters.cameras import Cameras, batched, encoded, unbatched
 from s2robot.adapters.features import FEATURES, FrameFeatures
 from s2robot.encoder import Encoder
+from s2robot.errors import InvalidInput
 
 FINAL = "final_obs"  # where Gymnasium puts an episode's last observations when the next one begins in the same step
 
@@ -103,4 +104,9 @@ class S2VectorObservation(gymnasium.vector.VectorWrapper):  # not generic before
 
 def as_features(features: FrameFeatures | Encoder) -> FrameFeatures:
     """An encoder alone means its whole map in float16."""
+    if not isinstance(features, (FrameFeatures, Encoder)):
+        raise InvalidInput(
+            f"features is a {type(features).__name__}; expected FrameFeatures(encoder, ...) or an encoder alone:"
+            " s2robot.load_encoder(NAME)"
+        )
     return FrameFeatures(features) if isinstance(features, Encoder) else features

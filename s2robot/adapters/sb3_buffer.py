@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from s2robot.adapters.features import FEATURES
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName, require
 from s2robot.files import atomic
+from s2robot.machine import free_memory
 
 _PURPOSE = "Training with Stable-Baselines3"
 require("stable_baselines3", extra="rl", purpose=_PURPOSE)
@@ -44,7 +45,7 @@ class FeatureReplayBuffer(_buffers.DictReplayBuffer):  # type: ignore[misc]
         others: those of `DictReplayBuffer`.
 
     Raises:
-        InvalidInput: an observation that holds NaN, or more than float16 can.
+        InvalidInput: memory does not hold so many; later, an observation with NaN, or with more than float16 holds.
     """
 
     pos: int
@@ -75,6 +76,7 @@ class FeatureReplayBuffer(_buffers.DictReplayBuffer):  # type: ignore[misc]
         rows = (self.buffer_size, n_envs)
         self.half = tuple(half) if half is not None else tuple(key for key in observation_space if key == FEATURES)
         dtypes = kept_dtypes(observation_space, self.half)
+        _must_fit(transition_bytes(observation_space, action_space, half=self.half), self.buffer_size * n_envs)
         self.observations = {key: np.zeros((*rows, *self.obs_shape[key]), dtypes[key]) for key in dtypes}
         self.actions = np.zeros((*rows, self.action_dim), self._maybe_cast_dtype(action_space.dtype))
         for name in SCALARS:
@@ -229,6 +231,16 @@ class FeatureReplayBuffer(_buffers.DictReplayBuffer):  # type: ignore[misc]
             came = found[f"ends/{key}"]
             if (came.shape[1:], came.dtype) != (array.shape[1:], array.dtype) or last >= len(came):
                 raise ValueError(f"the ends of {key} are {came.dtype} {came.shape}")
+
+
+def _must_fit(each: int, count: int) -> None:
+    """The system gives more memory than there is, and ends the process once the buffer has filled it."""
+    free = free_memory()
+    if free is not None and each * count > free:
+        raise InvalidInput(
+            f"{count} steps of {each} bytes are {each * count / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are"
+            f" free: buffer_size={free // each} or less, or features with fewer components"
+        )
 
 
 def kept_dtypes(observation_space: spaces.Dict, half: Sequence[str] = ()) -> dict[str, np.dtype[Any]]:

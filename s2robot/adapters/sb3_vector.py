@@ -115,7 +115,7 @@ class GymnasiumVecEnv(_vec_env.VecEnv):  # type: ignore[misc]
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         if not hasattr(self.env, "set_attr"):
             raise UsageError(f"{attr_name!r} cannot be set: these environments are in processes of their own")
-        values = list(self.get_attr(attr_name))
+        values = [value] * self.num_envs if indices is None else self.get_attr(attr_name)
         for k in self._get_indices(indices):
             values[k] = value
         self.env.set_attr(attr_name, values)
