@@ -123,21 +123,14 @@ class FrameFeatures:
             CheckpointMismatch: the encoder's weights or settings are others than when it was written.
             CorruptFile: not such a file.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {})["s2robot"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-            encoder = encoder or EncoderConfig(**about["encoder"]).build(device)
-            if encoder.fingerprint != about["encoder_fingerprint"]:
-                raise CheckpointMismatch(
-                    f"{path} was written with another encoder ({about['encoder_fingerprint'][:16]}) than"
-                    f" {encoder.config.name} is now ({encoder.fingerprint[:16]}): its weights or settings changed"
-                )
-            return cls(encoder, about["kind"], about["dtype"], _restored(encoder, tensors) if tensors else None)
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise CorruptFile(path, str(error), "It should be what FrameFeatures.save wrote") from error
+        kind, dtype, config, fingerprint, tensors = _read(path)
+        encoder = encoder or config.build(device)
+        if encoder.fingerprint != fingerprint:
+            raise CheckpointMismatch(
+                f"{path} was written with another encoder ({fingerprint[:16]}) than {encoder.config.name} is now"
+                f" ({encoder.fingerprint[:16]}): its weights or settings changed"
+            )
+        return cls(encoder, kind, dtype, _restored(encoder, tensors) if tensors else None)
 
     @torch.no_grad()
     def _found(self, frames: NDArray[np.uint8]) -> Tensor:
@@ -187,6 +180,20 @@ def _compression(encoder: Encoder, views: int, components: int, grid: Size) -> C
     shapes = neck.Shapes(views, groups, encoder.channels // groups, grid, proprioception=0, actions=0)
     made: Compression = neck.Compression(shapes, components)
     return made
+
+
+def _read(path: str | Path) -> tuple[str, str, EncoderConfig, str, dict[str, Tensor]]:
+    """Kind, dtype, encoder and its fingerprint, tensors of the compression."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["s2robot"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        config = EncoderConfig(**{**about["encoder"], "engine": "auto"})  # whichever this machine has
+        return about["kind"], about["dtype"], config, about["encoder_fingerprint"], tensors
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CorruptFile(path, str(error), "It should be what FrameFeatures.save wrote") from error
 
 
 def _restored(encoder: Encoder, tensors: dict[str, Tensor]) -> Compression:

@@ -69,16 +69,16 @@ class S2ImageExtractor(_layers.BaseFeaturesExtractor):  # type: ignore[misc]
         features = FrameFeatures(shared_encoder(encoder, _usual_device()), kind, "float32")
         reader = S2FeaturesExtractor(frames.featured(features), kind=kind, **reading)
         super().__init__(observation_space, features_dim=reader.features_dim)
-        self.reader, self.config, self.kind = reader, encoder, kind
-        self.shown, self.names = frames, frames.keys or ("",)
+        self.reader, self.config, self.kind, self.names = reader, encoder, kind, frames.keys or ("",)
         self._divided = {
             name: normalize_images and _preprocessing.is_image_space(_parts(observation_space)[name])
             for name in self.names
         }
         self._turned = {name: turned[name] is not _parts(observation_space)[name] for name in self.names}
-        digest = bytes.fromhex(features.encoder.fingerprint)
-        self.register_buffer("encoder_fingerprint", torch.tensor(list(digest), dtype=torch.uint8))
-        self.register_load_state_dict_pre_hook(_same_encoder)
+        self.fingerprint = features.encoder.fingerprint
+        digest = list(bytes.fromhex(self.fingerprint))
+        self.register_buffer("encoder_fingerprint", torch.tensor(digest, dtype=torch.uint8))
+        self.register_load_state_dict_post_hook(_same_encoder)
 
     def forward(self, observations: dict[str, Tensor] | Tensor) -> Tensor:
         """Observations by key, or frames alone, as Stable-Baselines3 prepares them -> (B, features_dim)."""
@@ -127,11 +127,11 @@ def _channels_last(space: spaces.Space[Any]) -> spaces.Space[Any]:
     return space
 
 
-def _same_encoder(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before weights are loaded: a policy that learned from other features would act on noise, without a word."""
-    saved = state.get(f"{prefix}encoder_fingerprint")
-    if saved is not None and not torch.equal(saved.cpu(), module.encoder_fingerprint.cpu()):
+def _same_encoder(module: Any, _: Any) -> None:
+    """After weights are loaded: a policy that learned from other features would act on noise, without a word."""
+    saved = bytes(module.encoder_fingerprint.tolist()).hex()
+    if saved != module.fingerprint:
         raise CheckpointMismatch(
-            f"This policy learned with another encoder ({bytes(saved.tolist()).hex()[:16]}) than {module.config.name}"
-            f" is now ({bytes(module.encoder_fingerprint.tolist()).hex()[:16]}): its weights or settings changed"
+            f"This policy learned with another encoder ({saved[:16]}) than {module.config.name} is now"
+            f" ({module.fingerprint[:16]}): its weights or settings changed"
         )
