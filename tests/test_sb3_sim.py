@@ -78,7 +78,7 @@ def program(file: Path, *words: str) -> str:
     """Run one; environments are processes that import it."""
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", file, *words], cwd=file.parent, text=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
