@@ -75,7 +75,7 @@ def demo(config: DemoConfig, console: Console) -> Path:
     Raises:
         InvalidInput: the folder holds a run with other settings, or the policy needs no encoder.
     """
-    if config.kind in registry.PIXEL_POLICIES:
+    if registry.reads_frames(config.kind):
         raise InvalidInput(
             f"The demo shows frozen features, and {config.kind} reads frames. Train it on the demo's demonstrations:"
             f" s2robot train {config.out}/demos.hdf5 --kind {config.kind} --out runs/{config.kind}"

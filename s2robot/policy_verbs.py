@@ -73,7 +73,7 @@ def _source(kind: str, dataset: Any, config: Any, console: Console) -> Any:
     from s2robot.demo import encode
     from s2robot.frames import Frames
 
-    if kind in registry.PIXEL_POLICIES:
+    if registry.reads_frames(kind):
         if config.encode.versions:
             raise InvalidInput(
                 f"--encode.versions is {config.encode.versions}: versions are features, encoded beforehand, and {kind}"
