@@ -48,11 +48,13 @@ class WholeEncoder(nn.Module):
             rows, columns = resize_matrices(self.plan.crop, scale.image, encoder.contract)
             self.register_buffer(f"rows_{k}", rows)  # (h, H)
             self.register_buffer(f"columns_{k}", columns.T.contiguous())  # (W, w)
+            encoder.backbone.at(scale.tile)  # now: within the trace its positions would be resampled at every call
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, V, H, W, 3) uint8 -> map (B, V, C, h, w), tokens (B, V, h*w, C), cls (B, V, C)."""
         encoder, plan = self.encoder, self.plan
-        images = self._cropped(frames.flatten(0, 1).permute(0, 3, 1, 2).float())  # (B*V, 3, H, W)
+        # To floats first: of uint8 TensorRT takes an input, and nothing but that cast of it.
+        images = self._cropped(frames.float().flatten(0, 1).permute(0, 3, 1, 2))  # (B*V, 3, H, W)
         tiles = []
         for k, scale in enumerate(plan.scales):
             resized = (getattr(self, f"rows_{k}") @ images @ getattr(self, f"columns_{k}")).clamp(0, 255)
@@ -156,10 +158,21 @@ def _onnx(whole: WholeEncoder, example: Tensor, path: Path, note: str) -> Run:
     import onnxruntime
 
     program = graphs.export(whole, example, (INPUT, OUTPUTS), fold=True)
+    _read_input_once(program.model.graph)
     program.model.metadata_props["s2robot"] = note
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda frames: session.run(list(OUTPUTS), {INPUT: frames})
+
+
+def _read_input_once(graph: Any) -> None:
+    """Have the batch size taken from the input as floats, not from the uint8 input itself."""
+    (frames,) = graph.inputs
+    (cast,) = (node for node in graph if node.op_type == "Cast" and node.inputs[0] is frames)
+    for reader, k in frames.uses():
+        if reader is not cast:
+            reader.replace_input_with(k, cast.outputs[0])
+    graph.sort()
 
 
 def _openvino(whole: WholeEncoder, example: Tensor, path: Path, note: str) -> Run:
