@@ -41,4 +41,5 @@ with av.open(source, format="v4l2" if is_camera else None) as video:
 np.savez_compressed(options.out, map=np.stack(maps), cls=np.stack(summaries))
 done = stream.statistics()
 print(f"{options.out}: {done.frames} frames, map {maps[0].shape}, {100 * done.reused:.0f} % of the tiles reused")
-print(f"{1 / np.median(seconds):.1f} Hz, the slowest frame took {1e3 * max(seconds):.0f} ms ({stream.encoder.engine})")
+print(f"{1 / np.median(seconds):.1f} Hz; the first frame, which prepares the engine, took {seconds[0]:.1f} s")
+print(stream.encoder.engine)
