@@ -93,7 +93,7 @@ def load_weights(model: nn.Module, path: Path, encoder: NamedEncoder, contract: 
     found = read_checkpoint(path)
     if isinstance(model, OwnTokens):
         if faults := _faults(found, model.own.state_dict()):
-            raise CheckpointMismatch(f"{path} does not fit {encoder.name}. Keys {faults} of its own code")
+            raise CheckpointMismatch(f"{path} does not fit {encoder.name}. Of its own code's keys {faults}")
         _fill(model.own, path, found)
         return
     _check_origin(path, found, encoder)

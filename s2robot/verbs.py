@@ -150,10 +150,11 @@ def do_list(argv: Sequence[str]) -> int:
         if not rows:
             print(f"no datasets below {options.folder}; make one: s2robot collect --help")
             continue
-        for column in rows[0]:
+        columns = [key for key in rows[0] if key != "distribution" or any(row[key] != "s2robot" for row in rows)]
+        for column in columns:
             table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column == "name")
         for row in rows:
-            table.add_row(*[_short(value) for value in row.values()])
+            table.add_row(*[_short(row[column]) for column in columns])
         console = Console()
         console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
         console.print(table)
