@@ -30,12 +30,13 @@ class OwnViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1+N, D)."""
         patches = self.patches(images)  # (B, D, h, w)
-        waves = 2.0 ** -torch.arange(WIDTH // 4)
-        y, x = (torch.arange(side)[:, None] * waves for side in patches.shape[-2:])  # (h, D/4), (w, D/4)
+        here = patches.device
+        waves = 2.0 ** -torch.arange(WIDTH // 4, device=here)
+        y, x = (torch.arange(side, device=here)[:, None] * waves for side in patches.shape[-2:])  # (h, D/4), (w, D/4)
         rows, columns = (torch.cat([angle.sin(), angle.cos()], dim=1) for angle in (y, x))
         where = torch.cat(torch.broadcast_tensors(rows[:, None], columns[None]), dim=2)  # (h, w, D)
         tokens = patches.flatten(2).transpose(1, 2) + where.flatten(0, 1)
-        return self.blocks(torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], dim=1))
+        return self.blocks(torch.cat([self.cls.expand(tokens.shape[0], -1, -1), tokens], dim=1))
 
 
 def make(pretrained: bool) -> nn.Module:

@@ -116,8 +116,7 @@ def export(encoder: Encoder, kind: str, path: Path, frame: Size, views: int = 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
-        run = _WRITERS[kind](whole, example, draft, note)
-        difference = _difference(encoder, run, example.shape)
+        difference = _written(whole, kind, example, draft, note)
         if not difference <= TOLERANCE:
             raise S2RobotError(
                 f"The exported {kind} file gives other features than the encoder (off by {difference:.2g}, allowed are "
@@ -128,6 +127,20 @@ def export(encoder: Encoder, kind: str, path: Path, frame: Size, views: int = 1)
         for part in parts:
             part.replace(path.with_name(part.name))
     return {"path": str(path), "difference": difference, "bytes": size}
+
+
+def _written(whole: WholeEncoder, kind: str, example: Tensor, draft: Path, note: str) -> float:
+    """Write a file and run it: how far its features are from the encoder's."""
+    try:
+        return _difference(whole.encoder, _WRITERS[kind](whole, example, draft, note), tuple(example.shape))
+    except Exception as error:
+        if isinstance(error, S2RobotError) or not whole.encoder.backbone.is_own_code:
+            raise
+        raise S2RobotError(
+            f"{whole.encoder.backbone.name}'s own code cannot be exported to {kind}: {type(error).__name__}:"
+            f" {' '.join(str(error).split())[:300]}. It has to be made of tensor operations alone, and take the size of"
+            " a batch from x.shape[0], which len(x) hides"
+        ) from error
 
 
 def describe(encoder: Encoder, frame: Size, views: int) -> dict[str, Any]:

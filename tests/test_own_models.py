@@ -165,6 +165,31 @@ def test_weights_come_from_a_file_to_the_last_key(tmp_path: Path) -> None:
         load_backbone(named(Conv), checkpoint=tmp_path / "nan.safetensors")
 
 
+class Fixed(Tokens):
+    """The batch of its trace becomes a constant."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = super().forward(images)
+        return tokens + torch.zeros(1, 1, 1).expand(len(tokens), -1, -1)
+
+
+class Untraceable(Conv):
+    """What it does depends on a number."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = super().forward(images)
+        return out + 1 if float(out.mean()) > 0 else out
+
+
+@pytest.mark.parametrize(("make", "contract"), [(Fixed, CONTRACT), (Untraceable, MAPS)])
+def test_code_that_cannot_be_exported_is_said_to_be_its_own(make: Any, contract: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(S2RobotError, match=r"mine's own code cannot be exported to onnx: .* x\.shape"):
+        export.export(encoder(make, contract), "onnx", tmp_path / "mine.onnx", (32, 32))
+    assert not list(tmp_path.iterdir())
+
+
 def test_torch_computes_unless_another_engine_is_asked_for(tmp_path: Path) -> None:
     frames = random_frames(2, 32, 32, 3)
     backbone = load_backbone(named(Conv))
