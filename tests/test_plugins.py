@@ -42,6 +42,12 @@ def run(words: list[str], *folders: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def every(group: str) -> list[plugins.Found]:
+    """What the tests have installed: a developer may have installed the examples."""
+    found = plugins.group(group).every()
+    return [each for each in found if each.plugin.distribution.startswith(("acme", "bolt", "sagging"))]
+
+
 @GROUPS
 def test_a_plugin_is_found_by_its_name_and_guessed_from_a_wrong_one(group: str, install: Install) -> None:
     name = NAMES[group]
@@ -70,7 +76,7 @@ def test_nothing_of_them_is_imported_before_its_name_is_asked_for(tmp_path: Path
         import sys, s2robot; s2robot.load_encoder, s2robot.list_encoders, s2robot.make_env, s2robot.rollout
         from s2robot import plugins, registry, envs
         assert registry.policy_module("plain").__name__ == "acme_policies"
-        assert plugins.group("tasks").names() == ["Hoist"] and plugins.group("encoders").names() == ["acme-conv"]
+        assert "Hoist" in plugins.group("tasks").names() and "acme-conv" in plugins.group("encoders").names()
         print([name for name in sys.modules if name.startswith("acme")])
     """
     done = run(["-c", "\n".join(line.strip() for line in code.strip().splitlines())], *folders)
@@ -101,7 +107,7 @@ def test_a_broken_one_says_whose_it_is_and_why_and_breaks_nothing_else(
         f"acme-{group} 1.0 (acme_{group}" in said and f"pip uninstall acme-{group}" in said and BREAKS[source] in said
     )
     assert FIND[group]("other") and FIND[group](OURS[group])
-    assert [each.plugin.name for each in plugins.group(group).usable()] == ["other"]
+    assert [each.plugin.name for each in every(group) if not each.error] == ["other"]
     with pytest.raises(UnknownName, match="other"):
         FIND[group]("othr")
 
@@ -135,7 +141,7 @@ def test_two_of_one_name_are_both_refused(group: str, install: Install) -> None:
     install(group, distribution="bolt")
     with pytest.raises(BrokenPlugin, match=rf"acme-{group} 1\.0 \(acme_{group}.* bolt 1\.0 \(bolt"):
         FIND[group](NAMES[group])
-    broken = plugins.group(group).every()
+    broken = every(group)
     assert [each.plugin.distribution for each in broken] == [f"acme-{group}", "bolt"]
     assert all(each.error and f"has a {each.plugin.kind} of that name" in each.error.why for each in broken)
 
@@ -152,7 +158,7 @@ def test_two_of_one_name_are_both_refused(group: str, install: Install) -> None:
 )
 def test_a_name_of_ours_stays_ours(group: str, name: str, owner: str, install: Install) -> None:
     install(group, name=name, source="raise SystemExit('imported')")
-    (found,) = plugins.group(group).every()
+    (found,) = every(group)
     assert found.error and found.error.why == f"{owner} has a {found.plugin.kind} of that name"
     assert f"acme-{group} 1.0" in str(found.error) and name in str(found.error)
     if owner == "s2robot" and name in OURS.values():
