@@ -11,6 +11,7 @@ expert     none: it can be run, not collected
 from __future__ import annotations
 
 import inspect
+from importlib.util import find_spec
 from typing import Any
 
 from s2robot.envs.quiet import quiet
@@ -59,6 +60,16 @@ def robosuite_task(name: str, known: tuple[str, ...], robot: str = "Panda") -> T
         orientation=True,
         gripper=gripper,
     )
+
+
+def is_robosuites(name: str) -> bool:
+    """Whether robosuite has a task of that name; False where it is not installed."""
+    if find_spec("robosuite") is None:
+        return False
+    with quiet():
+        from robosuite.environments.base import REGISTERED_ENVS
+    # Whatever extends one of its classes enters this table too.
+    return name in REGISTERED_ENVS and REGISTERED_ENVS[name].__module__.startswith("robosuite.")
 
 
 def _default(environment: Any, argument: str) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.envs import TASKS, make_env
+from s2robot.envs import has_spec_sheet, make_env
 from s2robot.envs.bridge import FIDELITIES, RobosuiteEnv
 from s2robot.envs.physics import place_bodies, put_state
 from s2robot.envs.quiet import quiet
@@ -59,7 +59,7 @@ class Replay(Protocol):
 
 def make_replay(env_args: Mapping[str, Any], settings: RenderConfig) -> Replay:
     """What draws the states of a dataset with these `env_args`."""
-    if env_args.get("task") in TASKS and env_args.get("fidelity") in FIDELITIES:
+    if env_args.get("fidelity") in FIDELITIES and has_spec_sheet(env_args.get("task", "")):
         return TaskReplay(env_args, settings)
     return ModelReplay(env_args, settings)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from s2robot.catalogue import NAMED, OWN, EncoderRow, ImageContract, NamedEncoder, find_encoder, list_encoders
 from s2robot.checkpoints import load_weights, own_encoder, read_checkpoint
 from s2robot.errors import InvalidInput
+from s2robot.own_models import OwnTokens
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,8 +56,9 @@ class Frozen(nn.Module):
 
 
 class FrozenViT(Frozen):
-    """A timm vision transformer that gives its tokens on the grid they came from.
+    """A timm vision transformer, or a model of somebody's own, that gives its tokens on the grid they came from.
 
+    distribution: that brings it as a plug-in; "" for others.
     tile: the (height, width) of the images it takes [pixels]; at first the size it was trained on.
     grid_size: the token grid (h, w) of one such image.
     """
@@ -71,15 +73,16 @@ class FrozenViT(Frozen):
         *,
         tile: tuple[int, int] | None = None,
         origin: FrozenViT | None = None,
+        distribution: str = "",
     ) -> None:
         super().__init__()
         self.model: Any = model
-        self.name = name
+        self.name, self.distribution = name, distribution
         self.contract = contract
         self.tile = tile or (contract.size, contract.size)
         self.grid_size = (self.tile[0] // contract.patch, self.tile[1] // contract.patch)
         # timm's average-pooled ViTs keep the last norm for after the pooling; tokens need it just the same.
-        self._norm_is_last = not isinstance(model.norm, nn.Identity)
+        self._norm_is_last = not isinstance(getattr(model, "norm", None), nn.Identity)
         # Neither is a submodule: the weights are one backbone's, and `.to()` and `state_dict()` meet them once.
         object.__setattr__(self, "_origin", origin)
         self._twins: dict[tuple[int, int], FrozenViT] = {}
@@ -101,6 +104,21 @@ class FrozenViT(Frozen):
         grid = tokens[:, prefix_tokens:].transpose(1, 2).unflatten(2, self.grid_size)  # (B, D, h, w)
         return tokens[:, :prefix_tokens], grid
 
+    @property
+    def is_own_code(self) -> bool:
+        """Whether it is an `OwnModel`'s."""
+        return isinstance(self.model, OwnTokens)
+
+    @property
+    def identity(self) -> str:
+        """What it is called in fingerprints: two distributions may give one name to two encoders."""
+        return f"{self.distribution}:{self.name}" if self.distribution else self.name
+
+    def weights(self) -> dict[str, Any]:
+        """All tensors that features are made of: of somebody's own code also those that no file keeps."""
+        kept: dict[str, Any] = self.model.state_dict()
+        return {**kept, **dict(self.model.named_buffers())} if self.is_own_code else kept
+
     def at(self, tile: Sequence[int]) -> FrozenViT:
         """The same backbone for images of (height, width) pixels, each a multiple of the patch.
 
@@ -113,7 +131,8 @@ class FrozenViT(Frozen):
         if size == origin.tile:
             return origin
         if size not in origin._twins:
-            twin = FrozenViT(origin._model_at(size), self.name, self.contract, tile=size, origin=origin)
+            model = origin._model_at(size)
+            twin = FrozenViT(model, self.name, self.contract, tile=size, origin=origin, distribution=self.distribution)
             origin._twins.setdefault(size, twin)  # the first of two threads wins
         return origin._twins[size]
 
@@ -139,7 +158,8 @@ class FrozenViT(Frozen):
             with torch.inference_mode(False), torch.no_grad():  # else its positions could enter no autograd graph
                 model = copy.deepcopy(self.model, memo=dict(shared))  # what the memo holds is not copied
                 model.set_input_size(img_size=tile)
-        if model is None or {key for key, value in model.named_parameters() if id(value) not in shared} - {"pos_embed"}:
+        changed = [key for key, value in model.named_parameters() if id(value) not in shared] if model else []
+        if model is None or {key.rpartition(".")[2] for key in changed} - {"pos_embed"}:
             raise InvalidInput(
                 f"{self.name} cannot take another size than {self.tile}: it has more than a position embedding to "
                 f"resize. Models with learned or rotary positions can, e.g. 'vit-base', 'dinov3-vit-base'"
@@ -163,20 +183,27 @@ def _refresh(backbone: FrozenViT, _: Any) -> None:
 
 
 def load_backbone(
-    name: str = "s2robot-tiny", *, checkpoint: str | Path | None = None, random_weights: bool = False, seed: int = 0
+    name: str | NamedEncoder = "s2robot-tiny",
+    *,
+    checkpoint: str | Path | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
 ) -> FrozenViT:
     """Build a frozen backbone on the CPU.
 
     Args:
         name: one of `list_encoders()`, or any timm ViT as "timm:<name>" or by its bare timm name; "s2robot" with a
-            checkpoint of `s2robot pretrain`, which says itself what it is.
+            checkpoint of `s2robot pretrain`, which says itself what it is. Or an encoder that has no name anywhere yet.
         checkpoint: a weights file; by default those that ship with s2robot, or timm's download.
         random_weights: no file at all, an untrained network: the baseline a trained one must beat.
         seed: of the random weights. The global random state is left as it was.
     """
     if checkpoint is not None and random_weights:
         raise InvalidInput("Both checkpoint and random_weights=True were given: leave one out")
-    encoder = own_encoder(_path(checkpoint)) if name == OWN and checkpoint is not None else find_encoder(name)
+    if isinstance(name, NamedEncoder):
+        encoder = name
+    else:
+        encoder = own_encoder(_path(checkpoint)) if name == OWN and checkpoint is not None else find_encoder(name)
     if checkpoint is None and not random_weights and not encoder.downloads:
         checkpoint = _shipped_weights(encoder)
     with torch.random.fork_rng(devices=[]):  # building draws weights even when a file replaces them
@@ -185,7 +212,9 @@ def load_backbone(
     contract = encoder.contract(model)
     if checkpoint is not None:
         load_weights(model, _path(checkpoint), encoder, contract)
-    return FrozenViT(model, encoder.name, contract)
+    if isinstance(model, OwnTokens):
+        model.set_input_size((contract.size, contract.size))  # one that breaks its contract is said now
+    return FrozenViT(model, encoder.name, contract, distribution=encoder.distribution)
 
 
 def _path(checkpoint: str | Path) -> Path:

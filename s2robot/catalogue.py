@@ -2,14 +2,16 @@
 
 A name stands for an architecture, an image contract, and the place its weights come from. Architectures are
 timm's, as "architecture.tag", or the plain ViT of the MAE family, for the names whose weights only come as a
-file. Building one draws random weights; only `build(pretrained=True)` touches the network, through timm.
+file. Building one draws random weights; only `build(pretrained=True)` touches the network, through timm. Other
+distributions bring more of them, see `s2robot.plugins`.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -18,7 +20,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from s2robot import plugins
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName
+from s2robot.own_models import OwnModel
 
 OWN = "s2robot"  # stands for any file that `s2robot pretrain` wrote: what it is, the file says itself
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -78,25 +82,28 @@ class NamedEncoder:
     """All that a name stands for."""
 
     name: str
-    architecture: PlainViT | str  # a string is timm's "architecture.tag"
+    architecture: PlainViT | OwnModel | str  # a string is timm's "architecture.tag"
     licence: str
     source: str
-    shipped: str | None = None  # its file in s2robot/weights
+    shipped: str | None = None  # its file in s2robot/weights; a plug-in's own by its whole path
     advice: str = ""  # said to whoever asks for it without a file
+    distribution: str = ""  # that brings it as a plug-in; `find_encoder` fills it in
 
     @property
     def downloads(self) -> bool:
-        """Whether timm can fetch the weights; otherwise they ship with s2robot or come as a file."""
-        return isinstance(self.architecture, str)
+        """Whether timm, or a model's own code, gets the weights; otherwise they ship with it or come as a file."""
+        return self.shipped is None and not isinstance(self.architecture, PlainViT)
 
     def build(self, pretrained: bool = False) -> Any:
-        """The timm model, without a classifier: random weights, or timm's download."""
+        """The timm model, without a classifier: random weights, or timm's download; or what an `OwnModel` makes."""
+        if isinstance(self.architecture, OwnModel):
+            return self.architecture.build(self.name, pretrained)
         if isinstance(self.architecture, PlainViT):
             return self.architecture.build()
         return _build_timm(self.architecture, pretrained)
 
     def contract(self, model: Any) -> ImageContract:
-        if isinstance(self.architecture, PlainViT):
+        if isinstance(self.architecture, (PlainViT, OwnModel)):
             return self.architecture.contract
         return _timm_contract(self.architecture, model)
 
@@ -171,7 +178,12 @@ MVP_FILES = {
 
 
 def find_encoder(name: str) -> NamedEncoder:
-    """Look a name up: in the table, else among timm's models, as "timm:<name>" or by its bare timm name."""
+    """Look a name up: in the table, among timm's models as "timm:<name>" or by its bare name, among plug-ins.
+
+    Raises:
+        UnknownName: with the nearest names there are.
+        BrokenPlugin: a plug-in of that name cannot be used.
+    """
     if name in NAMED:
         return NAMED[name]
     if name == OWN:
@@ -182,8 +194,12 @@ def find_encoder(name: str) -> NamedEncoder:
     bare = name.removeprefix("timm:")
     if bare and timm.is_model(bare):
         return NamedEncoder(bare, bare, "see its page", f"huggingface.co/timm/{bare}")
+    if found := PLUGINS.get(name):
+        return _from_plugin(found)
     near = difflib.get_close_matches(bare.split(".")[0], timm.list_models(), n=3, cutoff=0.7)
-    known = [f"timm:{each}" for each in near] if name.startswith("timm:") and near else [*NAMED, *near]
+    known = [*NAMED, *PLUGINS.names(), *near]
+    if name.startswith("timm:") and near:
+        known = [f"timm:{each}" for each in near]
     raise UnknownName("encoder", name, known, hint="or any timm ViT as timm:NAME; s2robot list encoders")
 
 
@@ -192,29 +208,40 @@ class EncoderRow:
     """One line of `s2robot list encoders`."""
 
     name: str
-    params: int
+    params: int | None  # None where a plug-in's code does not say without memory for them
     patch: int
     width: int
     prefix_tokens: int
     size: int
     licence: str
     source: str
+    distribution: str = "s2robot"
+
+
+def list_encoders() -> tuple[EncoderRow, ...]:
+    """The named encoders, those of plug-ins last; no weights are read, drawn or downloaded."""
+    return (*own_rows(), *(_row(_from_plugin(found)) for found in PLUGINS.usable()))
 
 
 @functools.cache
-def list_encoders() -> tuple[EncoderRow, ...]:
-    """The named encoders; no weights are read, drawn or downloaded."""
-    rows: list[EncoderRow] = []
-    for entry in NAMED.values():
-        model, contract = blueprint(entry.name)
+def own_rows() -> tuple[EncoderRow, ...]:
+    """Those of s2robot itself."""
+    return tuple(map(_row, NAMED.values()))
+
+
+def _row(encoder: NamedEncoder) -> EncoderRow:
+    params: int | None = None
+    try:
+        model, contract = blueprint(encoder.name)
         params = sum(parameter.numel() for parameter in model.parameters())
-        rows.append(
-            EncoderRow(
-                entry.name, params, contract.patch, contract.width, contract.prefix_tokens, contract.size,
-                entry.licence, entry.source,
-            )
-        )  # fmt: skip
-    return tuple(rows)
+    except Exception:
+        if not isinstance(encoder.architecture, OwnModel):
+            raise
+        contract = encoder.architecture.contract
+    return EncoderRow(
+        encoder.name, params, contract.patch, contract.width, contract.prefix_tokens, contract.size,
+        encoder.licence, encoder.source, encoder.distribution or "s2robot",
+    )  # fmt: skip
 
 
 @functools.cache
@@ -224,6 +251,30 @@ def blueprint(name: str) -> tuple[nn.Module, ImageContract]:
     with torch.device("meta"), _NoNumbers():
         model = encoder.build()
     return model, encoder.contract(model)
+
+
+def _from_plugin(found: plugins.Found) -> NamedEncoder:
+    encoder: NamedEncoder = found.value
+    return replace(encoder, distribution=found.plugin.distribution)
+
+
+def _owner(name: str) -> str:
+    if name in NAMED or name == OWN:
+        return "s2robot"
+    return "timm" if timm.is_model(name) else ""
+
+
+def _fault(name: str, value: Any) -> str:
+    if not isinstance(value, NamedEncoder):
+        return f"it is a {type(value).__name__}; expected a s2robot.catalogue.NamedEncoder"
+    if value.name != name or not re.fullmatch(r"[\w.-]+", name):
+        return f"its encoder is called {value.name!r}; expected the entry point's name, of letters, digits and . _ -"
+    if isinstance(value.architecture, str) and not timm.is_model(value.architecture):
+        return f"timm {timm.__version__} has no model {value.architecture!r}"
+    return ""
+
+
+PLUGINS = plugins.Group("encoders", "encoder", _owner, _fault)
 
 
 class _NoNumbers(TorchFunctionMode):

@@ -21,9 +21,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from s2robot.catalogue import MVP_FILES, OWN, ImageContract, NamedEncoder, PlainViT, blueprint, list_encoders
+from s2robot.catalogue import MVP_FILES, OWN, ImageContract, NamedEncoder, PlainViT, blueprint, own_rows
 from s2robot.errors import CheckpointMismatch, CorruptFile
 from s2robot.layouts import OPENAI_KEYS, Converted, foreign_family, to_timm
+from s2robot.own_models import OwnTokens
 
 VOLTRON = "voltron-r-mvp-small"
 _MVP_EMBEDDINGS = [(width, 3, 16, 16) for width in (384, 768, 1024)]  # spares other files the md5
@@ -90,6 +91,11 @@ def own_encoder(path: Path) -> NamedEncoder:
 def load_weights(model: nn.Module, path: Path, encoder: NamedEncoder, contract: ImageContract) -> None:
     """Copy a file's weights into the model, all of them or none; half floats on disk become fp32 here."""
     found = read_checkpoint(path)
+    if isinstance(model, OwnTokens):
+        if faults := _faults(found, model.own.state_dict()):
+            raise CheckpointMismatch(f"{path} does not fit {encoder.name}. Of its own code's keys {faults}")
+        _fill(model.own, path, found)
+        return
     _check_origin(path, found, encoder)
     converted = to_timm(found)
     if converted is None:
@@ -104,6 +110,10 @@ def load_weights(model: nn.Module, path: Path, encoder: NamedEncoder, contract: 
     if faults:
         advice = _own_advice(path, encoder) or _resized(given, wanted, encoder, contract) or _advice(given, contract)
         raise CheckpointMismatch(f"{path} does not fit {encoder.name}. Keys {faults}. {advice}")
+    _fill(model, path, given)
+
+
+def _fill(model: nn.Module, path: Path, given: Mapping[str, Tensor]) -> None:
     broken = [key for key, value in given.items() if not torch.isfinite(value).all()]
     if broken:
         raise CorruptFile(path, f"NaN or infinity in {_listed(broken)}", "Fetch or train it again")
@@ -206,7 +216,7 @@ def _advice(given: Mapping[str, Tensor], contract: ImageContract) -> str:
     width, patch = int(embedding.shape[0]), int(embedding.shape[-1])
     depth = len({key.split(".")[1] for key in given if key.startswith("blocks.")})
     what = f"These weights are {width} wide, with {depth} blocks and patches of {patch}"
-    kin = [row.name for row in list_encoders() if (row.width, row.patch) == (width, patch)]
+    kin = [row.name for row in own_rows() if (row.width, row.patch) == (width, patch)]
     fitting = [name for name in kin if not _faults(given, blueprint(name)[0].state_dict())]
     if fitting:
         return f"{what}: {' or '.join(fitting)}?"

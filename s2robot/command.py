@@ -32,7 +32,8 @@ def shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
 
 def policy_kind(parser: argparse.ArgumentParser) -> None:
     kinds = ", ".join(registry.KINDS)
-    parser.add_argument("--kind", default=None, help=f"of policy: {kinds} (default: the config's, else bc-mlp)")
+    said = f"of policy: {kinds}, or a plug-in's (default: the config's, else bc-mlp)"
+    parser.add_argument("--kind", default=None, help=said)
 
 
 def chosen_kind(options: argparse.Namespace, config: str) -> str:

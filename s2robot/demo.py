@@ -77,7 +77,7 @@ def demo(config: DemoConfig, console: Console) -> Path:
     Raises:
         InvalidInput: the folder holds a run with other settings, or the policy needs no encoder.
     """
-    if config.kind in registry.PIXEL_POLICIES:
+    if registry.reads_frames(config.kind):
         raise InvalidInput(
             f"The demo shows frozen features, and {config.kind} reads frames. Train it on the demo's demonstrations:"
             f" s2robot train {config.out}/demos.hdf5 --kind {config.kind} --out runs/{config.kind}"
@@ -140,7 +140,7 @@ def source_of(dataset: DemoDataset, config: DemoConfig, features: Path, console:
     Raises:
         InvalidInput: versions of features are asked for, and the policy reads frames.
     """
-    if config.kind not in registry.PIXEL_POLICIES:
+    if not registry.reads_frames(config.kind):
         with progress.bar("encode", console) as report:
             return encode(dataset, config.encoder, config.encode, features, report)
     if config.encode.versions:

@@ -275,7 +275,8 @@ class Encoder(Frozen):
         """Who computes: what `config.engine` and `config.precision` come to on this device."""
         self._follow()
         if self._engine is None:
-            self._engine = engines.pick(self.config.engine, self.config.precision, self.device, self.dtype)
+            config, own = self.config, self.backbone.is_own_code
+            self._engine = engines.pick(config.engine, config.precision, self.device, self.dtype, is_own_code=own)
         return self._engine
 
     @property
@@ -381,7 +382,7 @@ def _weights_changed(encoder: Encoder, _: Any) -> None:
 def _fingerprint(encoder: Encoder) -> str:
     identity = {
         "version": PREPROCESSING_VERSION,
-        "architecture": encoder.backbone.name,  # activations and norms have no weights, yet make features
+        "architecture": encoder.backbone.identity,  # activations and norms have no weights, yet make features
         "contract": dataclasses.asdict(encoder.contract),
         "sizes": encoder.sizes,
         "tile": encoder.largest_tile,
@@ -392,7 +393,7 @@ def _fingerprint(encoder: Encoder) -> str:
         "precision": encoder.config.precision,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    for key, value in sorted(encoder.backbone.model.state_dict().items()):
+    for key, value in sorted(encoder.backbone.weights().items()):
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(flat.view(torch.uint8).numpy())

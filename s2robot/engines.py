@@ -57,10 +57,18 @@ class Engine:
         return runner
 
 
-def pick(engine: str, precision: str, device: torch.device, weights: torch.dtype = torch.float32) -> Engine:
+def pick(
+    engine: str,
+    precision: str,
+    device: torch.device,
+    weights: torch.dtype = torch.float32,
+    *,
+    is_own_code: bool = False,
+) -> Engine:
     """Resolve "auto", and refuse what cannot work.
 
-    "auto" is torch on CUDA; on a CPU it is ONNX Runtime where the extra `export` is installed, else torch.
+    "auto" is torch on CUDA; on a CPU it is ONNX Runtime where the extra `export` is installed, else torch. For
+    somebody's own code it is torch: nobody knows whether another engine can trace that, so it has to be asked for.
 
     Raises:
         UnknownName: no such engine or precision.
@@ -72,7 +80,7 @@ def pick(engine: str, precision: str, device: torch.device, weights: torch.dtype
     if precision not in PRECISIONS:
         raise UnknownName("precision", precision, PRECISIONS)
     if engine == "auto":
-        there = all(find_spec(package) for package in _NEEDS["onnxruntime"])
+        there = not is_own_code and all(find_spec(package) for package in _NEEDS["onnxruntime"])
         fits = precision == "int8" or (there and precision == "fp32" and weights == torch.float32)
         engine = "onnxruntime" if device.type == "cpu" and fits else "torch"
     if engine in _NEEDS and device.type != "cpu":

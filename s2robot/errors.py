@@ -5,6 +5,7 @@
     |   |-- UnknownName     a name that is not in a table; the nearest one is suggested
     |   `-- InvalidInput    an array, observation or setting outside its contract
     |-- MissingExtra        an optional dependency is not installed; carries its pip line
+    |-- BrokenPlugin        an encoder, task or policy of another distribution that cannot be used
     |-- CorruptFile         a file that cannot be read back, or is not what its name says
     |-- CheckpointMismatch  weights whose keys or shapes do not fit the model
     |-- RenderingUnavailable  no offscreen OpenGL on this machine
@@ -71,6 +72,16 @@ class MissingExtra(S2RobotError, ImportError):
             f"  (from a checkout: pip install '.[{extra}]')"
         )
         self.extra = extra
+
+
+class BrokenPlugin(S2RobotError):
+    """An entry point of another distribution that does not lead to what it should, see `s2robot.plugins`."""
+
+    def __init__(self, kind: str, name: str, distribution: str, where: str, why: str) -> None:
+        super().__init__(
+            f"The {kind} {name!r} of {where} cannot be used: {why}. Mend it, or: pip uninstall {distribution}"
+        )
+        self.why = why
 
 
 class CorruptFile(S2RobotError):

@@ -48,11 +48,13 @@ class WholeEncoder(nn.Module):
             rows, columns = resize_matrices(self.plan.crop, scale.image, encoder.contract)
             self.register_buffer(f"rows_{k}", rows)  # (h, H)
             self.register_buffer(f"columns_{k}", columns.T.contiguous())  # (W, w)
+            encoder.backbone.at(scale.tile)  # now: within the trace its positions would be resampled at every call
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, V, H, W, 3) uint8 -> map (B, V, C, h, w), tokens (B, V, h*w, C), cls (B, V, C)."""
         encoder, plan = self.encoder, self.plan
-        images = self._cropped(frames.flatten(0, 1).permute(0, 3, 1, 2).float())  # (B*V, 3, H, W)
+        # To floats first: of uint8 TensorRT takes an input, and nothing but that cast of it.
+        images = self._cropped(frames.float().flatten(0, 1).permute(0, 3, 1, 2))  # (B*V, 3, H, W)
         tiles = []
         for k, scale in enumerate(plan.scales):
             resized = (getattr(self, f"rows_{k}") @ images @ getattr(self, f"columns_{k}")).clamp(0, 255)
@@ -114,8 +116,7 @@ def export(encoder: Encoder, kind: str, path: Path, frame: Size, views: int = 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
-        run = _WRITERS[kind](whole, example, draft, note)
-        difference = _difference(encoder, run, example.shape)
+        difference = _written(whole, kind, example, draft, note)
         if not difference <= TOLERANCE:
             raise S2RobotError(
                 f"The exported {kind} file gives other features than the encoder (off by {difference:.2g}, allowed are "
@@ -126,6 +127,20 @@ def export(encoder: Encoder, kind: str, path: Path, frame: Size, views: int = 1)
         for part in parts:
             part.replace(path.with_name(part.name))
     return {"path": str(path), "difference": difference, "bytes": size}
+
+
+def _written(whole: WholeEncoder, kind: str, example: Tensor, draft: Path, note: str) -> float:
+    """Write a file and run it: how far its features are from the encoder's."""
+    try:
+        return _difference(whole.encoder, _WRITERS[kind](whole, example, draft, note), tuple(example.shape))
+    except Exception as error:
+        if isinstance(error, S2RobotError) or not whole.encoder.backbone.is_own_code:
+            raise
+        raise S2RobotError(
+            f"{whole.encoder.backbone.name}'s own code cannot be exported to {kind}: {type(error).__name__}:"
+            f" {' '.join(str(error).split())[:300]}. It has to be made of tensor operations alone, and take the size of"
+            " a batch from x.shape[0], which len(x) hides"
+        ) from error
 
 
 def describe(encoder: Encoder, frame: Size, views: int) -> dict[str, Any]:
@@ -156,10 +171,21 @@ def _onnx(whole: WholeEncoder, example: Tensor, path: Path, note: str) -> Run:
     import onnxruntime
 
     program = graphs.export(whole, example, (INPUT, OUTPUTS), fold=True)
+    _read_input_once(program.model.graph)
     program.model.metadata_props["s2robot"] = note
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda frames: session.run(list(OUTPUTS), {INPUT: frames})
+
+
+def _read_input_once(graph: Any) -> None:
+    """Have the batch size taken from the input as floats, not from the uint8 input itself."""
+    (frames,) = graph.inputs
+    (cast,) = (node for node in graph if node.op_type == "Cast" and node.inputs[0] is frames)
+    for reader, k in frames.uses():
+        if reader is not cast:
+            reader.replace_input_with(k, cast.outputs[0])
+    graph.sort()
 
 
 def _openvino(whole: WholeEncoder, example: Tensor, path: Path, note: str) -> Run:

@@ -41,7 +41,7 @@ def show(policy: Path, results: Sequence[EpisodeResult], config: EvalConfig, out
     assert stills is not None
     with files.atomic(out / "pictures" / "strip.png") as temporary:
         video.contact_sheet(stills[:, 0], columns=6).save(temporary, "PNG")
-    if description["kind"] not in registry.PIXEL_POLICIES:  # a frozen encoder has features to show
+    if not registry.reads_frames(description["kind"]):  # a frozen encoder has features to show
         _show_features(description["encoder"], stills[[0, len(stills) // 2]], out / "pictures" / "features.png")
     if (policy / "metrics.jsonl").exists():
         shutil.copyfile(policy / "metrics.jsonl", out / "metrics.jsonl")
@@ -62,7 +62,7 @@ def summarise(
     """What `s2robot.runs.SUMMARY` asks for, of these episodes; more: what the caller knows besides."""
     wins, n = sum(r.success for r in results), len(results)
     description = files.read_json(policy / "policy.json")
-    frozen = description["kind"] not in registry.PIXEL_POLICIES
+    frozen = not registry.reads_frames(description["kind"])
     scales = policy / "scales.json"
     summary = {
         "title": f"{description['task']}: {description['kind']} on {'frozen S2 features' if frozen else 'frames'}",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from s2robot import probe_reference
 from s2robot.backbones import load_backbone
-from s2robot.catalogue import NAMED, OWN, find_encoder
+from s2robot.catalogue import NAMED, OWN, PLUGINS, find_encoder
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.engines import find_device
 from s2robot.errors import InvalidInput, UnknownName
@@ -59,12 +59,13 @@ def parse_subject(text: str) -> tuple[str, str | None, bool]:
     if equals:
         if not Path(path).expanduser().is_file():
             raise InvalidInput(f"No weights file {path!r} for {name!r}. Give NAME=FILE.safetensors")
-        return (name if name in NAMED or name.startswith("timm:") else OWN), path, False
+        is_known = name in NAMED or name.startswith("timm:") or name in PLUGINS.names()
+        return (name if is_known else OWN), path, False
     if text == RANDOM:
         return UNTRAINED, None, True
     name, is_random = text.removesuffix(f":{RANDOM}"), text.endswith(f":{RANDOM}")
     try:
         return find_encoder(name).name, None, is_random
     except UnknownName as error:
-        known = [*NAMED, RANDOM, *probe_reference.NAMES]
+        known = [*NAMED, *PLUGINS.names(), RANDOM, *probe_reference.NAMES]
         raise UnknownName("encoder", name, known, "or NAME=FILE, NAME:random, timm:NAME") from error

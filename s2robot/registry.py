@@ -1,12 +1,13 @@
 """Names to things that live on the other side of an import: tasks, policies, scenes.
 
 The encoder side never imports a simulator or a policy; it names them here, as strings, and they are
-imported when asked for.
+imported when asked for. Those of other distributions: `s2robot.plugins`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from s2robot import plugins
 from s2robot.errors import InvalidInput, UnknownName
 
 if TYPE_CHECKING:
@@ -97,15 +99,24 @@ def replay(env_args: Mapping[str, Any], settings: RenderConfig) -> Replay:
 
 
 def policy_module(kind: str) -> Any:
-    """The module of a policy kind.
+    """The module of a policy kind, of ours or of a plug-in.
 
     Raises:
         UnknownName: with the nearest kind there is.
+        BrokenPlugin: a plug-in of that name cannot be used.
     """
     kind = RENAMED.get(kind, kind)
-    if kind not in KINDS:
-        raise UnknownName("policy", kind, KINDS, "s2robot list policies")
-    return importlib.import_module(KINDS[kind])
+    if kind in KINDS:
+        return importlib.import_module(KINDS[kind])
+    if found := PLUGINS.get(kind):
+        return found.value
+    raise UnknownName("policy", kind, (*KINDS, *PLUGINS.names()), "s2robot list policies")
+
+
+def reads_frames(kind: str) -> bool:
+    """Whether policies of a kind read frames, and go without a feature store."""
+    kind = RENAMED.get(kind, kind)
+    return kind in PIXEL_POLICIES if kind in KINDS else bool(policy_module(kind).NETWORK.reads_frames)
 
 
 def neck() -> Any:
@@ -128,7 +139,32 @@ def policy_kind(config: object) -> str:
     for kind in KINDS:
         if type(config) is policy_module(kind).CONFIG:
             return kind
-    raise InvalidInput(f"{type(config).__name__} is no policy's; known: {', '.join(KINDS)}")
+    others = {found.plugin.name: found.value for found in PLUGINS.usable()}
+    for kind, module in others.items():
+        if type(config) is module.CONFIG:
+            return kind
+    raise InvalidInput(f"{type(config).__name__} is no policy's; known: {', '.join((*KINDS, *others))}")
+
+
+def _owner(kind: str) -> str:
+    return "s2robot" if kind in KINDS or kind in RENAMED else ""
+
+
+def _fault(kind: str, module: Any) -> str:
+    missing = [name for name in ("CONFIG", "NETWORK") if not hasattr(module, name)]
+    if missing:
+        return f"it has no {' and no '.join(missing)}; expected a module with both, as s2robot.policies.bc_mlp"
+    for name, parent in (("CONFIG", neck().NeckConfig), ("NETWORK", neck().Neck)):
+        value = getattr(module, name)
+        if not isinstance(value, type) or not issubclass(value, parent) or inspect.isabstract(value):
+            return (
+                f"its {name} is {value!r}; expected a whole class that extends s2robot.policies.neck.{parent.__name__}"
+            )
+    module.CONFIG()
+    return ""
+
+
+PLUGINS = plugins.Group("policies", "policy", _owner, _fault)
 
 
 def load_policy(folder: str | Path, **options: Any) -> Policy:

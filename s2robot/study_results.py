@@ -103,7 +103,7 @@ def _arm(name: str, study: StudyConfig, cells: Sequence[Cell], dataset: DemoData
 
 def _encoder_cost(config: Any, dataset: DemoDataset) -> dict[str, Any]:
     """Parameters, channels, and GFLOPs of all cameras' frames at one moment; none where there is no encoder."""
-    if config.kind in registry.PIXEL_POLICIES:
+    if registry.reads_frames(config.kind):
         return {"encoder_parameters": None, "channels": None, "gflops": None}
     from s2robot.flops import encoder_cost
 

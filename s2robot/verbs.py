@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import command, files, progress, registry, statistics
+from s2robot import command, files, plugins, progress, registry, statistics
 from s2robot import config as configuration
 from s2robot.dataset_verbs import dataset_rows
 from s2robot.errors import UsageError
@@ -140,6 +140,8 @@ def do_list(argv: Sequence[str]) -> int:
     else:
         chosen = {options.kind: kinds[options.kind]} if options.kind else kinds
         found = {name: rows() for name, rows in chosen.items()}
+        if broken := _broken(chosen):
+            found["broken"] = broken
     if options.json:
         print(json.dumps(files.plain(found), indent=2))
         return 0
@@ -148,10 +150,11 @@ def do_list(argv: Sequence[str]) -> int:
         if not rows:
             print(f"no datasets below {options.folder}; make one: s2robot collect --help")
             continue
-        for column in rows[0]:
+        columns = [key for key in rows[0] if key != "distribution" or any(row[key] != "s2robot" for row in rows)]
+        for column in columns:
             table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column == "name")
         for row in rows:
-            table.add_row(*[_short(value) for value in row.values()])
+            table.add_row(*[_short(row[column]) for column in columns])
         console = Console()
         console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
         console.print(table)
@@ -159,6 +162,8 @@ def do_list(argv: Sequence[str]) -> int:
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "unknown"
     return f"{value / 1e6:.1f} M" if isinstance(value, int) and value > 10**6 else str(value)
 
 
@@ -169,18 +174,31 @@ def _encoders() -> Any:
 
 
 def _tasks() -> Any:
-    from s2robot.envs import TASKS
+    from s2robot.envs import PLUGINS, TASKS
 
+    tasks = [(task, "s2robot") for task in TASKS.values()]
+    tasks += [(found.value, found.plugin.distribution) for found in PLUGINS.usable()]
     return [
-        {"name": t.name, "robot": t.robot, "cameras": ", ".join(t.cameras), "success": t.success}
-        for t in TASKS.values()
+        {"name": t.name, "robot": t.robot, "cameras": ", ".join(t.cameras), "success": t.success, "distribution": of}
+        for t, of in tasks
     ]
 
 
 def _policies() -> Any:
+    kinds = [(kind, module, "s2robot") for kind, module in registry.KINDS.items()]
+    kinds += [(each.name, each.entry_point.value, each.distribution) for each, *_ in registry.PLUGINS.usable()]
+    reads = {kind: "frames" if registry.reads_frames(kind) else "features" for kind, *_ in kinds}
+    return [{"kind": kind, "reads": reads[kind], "module": module, "distribution": of} for kind, module, of in kinds]
+
+
+def _broken(kinds: Iterable[str]) -> Any:
+    """Plug-ins of these kinds that cannot be used, and why."""
     return [
-        {"kind": kind, "reads": "frames" if kind in registry.PIXEL_POLICIES else "features", "module": module}
-        for kind, module in registry.KINDS.items()
+        {"name": each.plugin.name, "kind": each.plugin.kind, "plugin": str(each.plugin), "why": each.error.why}
+        for kind in kinds
+        if kind in plugins.HOMES
+        for each in plugins.group(kind).every()
+        if each.error
     ]
 
 

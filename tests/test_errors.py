@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from s2robot.errors import (
+    BrokenPlugin,
     CheckpointMismatch,
     CorruptFile,
     InvalidInput,
@@ -24,6 +25,7 @@ ERRORS = [
     UnknownName("task", "Lfit", ["Lift", "Door"], "s2robot list tasks"),
     InvalidInput("c"),
     MissingExtra("av", "video", "A video"),
+    BrokenPlugin("task", "Push", "acme", "acme 1.0 (acme.push:TASK)", "it is no TaskSpec"),
     CorruptFile("x.hdf5", "torn", "Collect it again."),
     CheckpointMismatch("d"),
     RenderingUnavailable("e"),

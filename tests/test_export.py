@@ -133,6 +133,34 @@ def test_the_file_alone_gives_the_features_and_says_what_it_takes(kind: str, cas
     assert about["contract"]["mean"] == list(encoder.contract.mean) and about["contract"]["colour"] == "RGB"
 
 
+TENSORRT = {  # of the operators that onnx-tensorrt lists for TensorRT 10.15, those that graphs of ours are made of
+    "Add", "Cast", "Clip", "Concat", "Conv", "Div", "Expand", "Gather", "Gelu", "LayerNormalization", "MatMul", "Mul",
+    "Neg", "Pad", "ReduceMean", "Reshape", "Shape", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("art", ["plain", "registers", "no prefix", "averaged", "rotary"])
+def test_graphs_are_of_what_tensorrt_takes(art: str, tmp_path: Path) -> None:
+    """No `Resize`, whose antialiasing it refuses and OpenVINO drops; and nothing reads uint8 but one cast."""
+    onnx = pytest.importorskip("onnx")
+    require("onnx")
+    encoder = small_encoder(art, fit="pad", **({"scales": (1,)} if art == "rotary" else {}))
+    export.export(encoder, "onnx", tmp_path / "encoder.onnx", (64, 80))
+    graph = onnx.load(tmp_path / "encoder.onnx").graph
+    assert {node.op_type for node in graph.node} <= TENSORRT
+    assert [node.op_type for node in graph.node if "frames" in node.input] == ["Cast"]
+    assert not [node for node in graph.node if node.op_type == "LayerNormalization" and len(node.output) > 1]
+
+
+def test_positions_are_resampled_before_the_trace() -> None:
+    """Not at every call, with an antialiasing that OpenVINO drops."""
+    whole = WholeEncoder(small_encoder(sizes=(24, 48)), (48, 64))
+    with torch.no_grad():  # as when exporting: else it is hidden in a graph of its own
+        program = torch.export.export(whole, (torch.zeros(2, 1, 48, 64, 3, dtype=torch.uint8),))
+    assert not [node for node in program.graph.nodes if "upsample" in str(node.target)]
+
+
 def test_the_description_is_all_there_is_to_know() -> None:
     encoder = small_encoder(fit="pad", grid="finest")
     about = describe(encoder, (48, 64), 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import email
 import importlib
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import s2robot
 from s2robot.errors import MissingExtra
@@ -21,6 +23,11 @@ from s2robot.errors import MissingExtra
 ROOT = Path(__file__).resolve().parents[1]
 MOVED = ("configs", "envs", "policies")  # top-level folders that install inside s2robot
 SIMULATORS = {"lerobot", "mujoco", "rclpy", "robomimic", "robosuite", "stable_baselines3"}
+OPTIONAL = SIMULATORS | {"av", "msgpack", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorboard", "websockets"}
+CORE = {  # what `pip install s2robot` brings; everything else is an extra's
+    "draccus", "gymnasium", "h5py", "numpy", "packaging", "pillow", "pyyaml", "rich", "safetensors", "timm", "torch",
+    "torchvision",
+}  # fmt: skip
 RENDERS = {"gl.py"}  # measures mujoco's own renderer, in a child process
 TIES_ALL_TOGETHER = {"cli.py", "demo.py", "verbs.py"}  # may name a policy's configuration; a task only when asked for
 
@@ -79,6 +86,22 @@ def test_wheel_holds_every_module_and_data_file_and_nothing_else(dist: Path) -> 
     assert inside == {name if name.startswith("s2robot/") else f"s2robot/{name}" for name in names}
 
 
+def test_pip_install_brings_the_core_alone(dist: Path) -> None:
+    """As the wheel's own metadata has it."""
+    (wheel,) = dist.glob("*.whl")
+    archive = zipfile.ZipFile(wheel)
+    (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    lines = email.message_from_bytes(archive.read(about)).get_all("Requires-Dist") or []
+    found = [Requirement(line) for line in lines]
+    core = {each.name: each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})}
+    assert set(core) == CORE
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    said = [
+        Requirement(line) for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    ]
+    assert {each.name: each.specifier for each in said} == {name: each.specifier for name, each in core.items()}
+
+
 def test_sdist_can_be_worked_with(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -129,6 +152,12 @@ def test_every_module_imports() -> None:
         name = ".".join(parts if parts[0] == "s2robot" else ("s2robot", *parts)).removesuffix(".__init__")
         with contextlib.suppress(MissingExtra):  # an adapter that extends what its extra brings
             importlib.import_module(name)
+
+
+def test_importing_s2robot_imports_no_optional_package() -> None:
+    """Nor do all its public names together, though they import torch and timm."""
+    names = "import s2robot, sys; [getattr(s2robot, name) for name in s2robot.__all__]; print(*sys.modules)"
+    assert not OPTIONAL & {module.split(".")[0] for module in run(names).split()}
 
 
 def test_import_is_quick_and_brings_no_simulator() -> None:
