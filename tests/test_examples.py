@@ -45,7 +45,7 @@ CASES: dict[str, Case] = {
     "own_vit.py": Case((), ("multiscale_forward: tokens (2, 65, 192)", "map (2, 1, 192, 8, 11)")),
     "own_task.py": Case(("1",), ("1 of 1 pushed over the line",), (), (pytest.mark.sim,)),
     "own_policy.py": Case(("{demos}", "{out}", "20", "1"), (" of 1 succeeded",), (), SLOW),
-    "sb3_ppo.py": Case(("--steps", "32", "--envs", "1"), ("fps",), ("stable_baselines3",), SLOW),
+    "sb3_ppo.py": Case(("--steps", "16", "--envs", "1", "--out", "{out}"), ("fps",), ("stable_baselines3",), SLOW),
     "onnxruntime_alone.py": Case(("{onnx}",), ("tokens  (1, 1, 88, 384) float32", "ms a frame"), ("onnxruntime",)),
     "openvino_alone.py": Case(("{openvino}",), ("tokens  (1, 1, 88, 384) float32", "ms a frame"), ("openvino", "onnx")),
 }
