@@ -1,0 +1,79 @@
+"""The verbs `serve` and `bench serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from s2robot import command
+from s2robot import config as configuration
+
+
+def do_serve(argv: Sequence[str]) -> int:
+    from s2robot.adapters import serve, serve_access, serve_policy
+
+    parser = command.parser(
+        "serve",
+        "Serve a policy over a websocket; openpi-client talks to it unchanged. Ctrl-C: finish, say goodbye.",
+        "s2robot serve runs/lift-bc --port 8000",
+        ", ".join(f"--{name}" for name in configuration.keys(serve.ServeConfig)),
+    )
+    parser.add_argument("run", help="a run folder that holds policy/, or a policy's folder such as RUN/best")
+    parser.add_argument(
+        "--token-file",
+        default=None,
+        help=f"a file with the token clients must send (default: ${serve_access.VARIABLE})",
+    )
+    parser.add_argument(
+        "--without-token", action="store_true", help="let anyone in, also where other machines reach --host"
+    )
+    parser.add_argument("--json", action="store_true", help="say what is served as one line of JSON")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(serve.ServeConfig, None, rest)
+    token = serve_access.read_token(options.token_file)
+    serve_access.check_host(config.host, token, options.without_token)
+    policy, interface = serve_policy.load(
+        options.run, engine=config.engine, precision=config.precision, execute=config.execute
+    )
+    server = serve.PolicyServer(policy, interface, config, token)
+
+    def ready(url: str) -> None:
+        said = {"url": url, **interface.metadata}
+        print(json.dumps(said) if options.json else _welcome(options.run, said), flush=True)
+
+    asyncio.run(_until_told(server, ready))
+    return 0
+
+
+async def _until_told(server: Any, ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; a second one ends it at once."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        server.stop()
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+    await server.run(ready)
+
+
+def _welcome(run: str, said: dict[str, Any]) -> str:
+    url, encoder = said["url"], said["encoder"]
+    host, _, port = url.removeprefix("ws://").rpartition(":")
+    height, width = said["frame"]
+    keys = [f"'observation/{camera}': uint8 ({height}, {width}, 3)" for camera in said["cameras"]]
+    keys += [f"'observation/state': ({said['proprioception']},)"]
+    keys += ["'prompt': text"] if said["goal_names"] else [f"'goal': ({said['goal']},)"] if said["goal"] else []
+    return (
+        f"Serving {run} ({said['policy']}, {said['task'] or 'no named task'}) at {url},"
+        f" {encoder['engine'] if encoder else 'torch fp32'}. Stop: Ctrl-C\n"
+        f"openpi-client: WebsocketClientPolicy({host!r}, {port}).infer({{{', '.join(keys)}}})['actions']\n"
+        f"s2robot:       s2robot.RemotePolicy({url!r}).act(observation)\n"
+        f"health:        curl http://{host}:{port}/healthz"
+    )
