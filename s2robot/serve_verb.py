@@ -8,7 +8,9 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from s2robot import command
+from rich.console import Console
+
+from s2robot import command, files, progress
 from s2robot import config as configuration
 
 
@@ -77,3 +79,42 @@ def _welcome(run: str, said: dict[str, Any]) -> str:
         f"s2robot:       s2robot.RemotePolicy({url!r}).act(observation)\n"
         f"health:        curl http://{host}:{port}/healthz"
     )
+
+
+def bench_serve(argv: Sequence[str]) -> int:
+    from s2robot import bench_serve as bench
+
+    parser = command.parser(
+        "bench serve",
+        "Press a server of its own: every answer against the policy in process, malformed messages in between.",
+        "s2robot bench serve runs/lift-bc --clients 8 --seconds 120 --malformed 1000 --json",
+        ", ".join(f"--{name}" for name in configuration.keys(bench.ServeBenchConfig)),
+    )
+    parser.add_argument("run", help="a run folder that holds policy/")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(bench.ServeBenchConfig, None, ["--run", options.run, *rest])
+    console = Console(stderr=options.json)
+    with progress.bar("soak", console) as told:
+        result = bench.bench_serve(config, told)
+    if options.json:
+        print(json.dumps(files.plain(result), indent=2))
+    else:
+        console.print(_told(result), highlight=False, markup=False)
+    return 0 if result["passed"] else 1
+
+
+def _told(result: dict[str, Any]) -> str:
+    soak, single, rss = result["soak"], result["single_client"], result["soak"]["rss_mb"]
+    latency = soak["latency_ms"] or {"p50": float("nan"), "p99": float("nan")}
+    lines = [
+        f"{'passed' if result['passed'] else 'FAILED'}: {soak['answers']} answers, {soak['wrong']} wrong (largest"
+        f" difference {soak['worst_difference']:.1e}); {soak['malformed']} malformed messages, {soak['unrefused']} not"
+        f" refused; exit code {result['exit_code']}",
+        f"{len(soak['answers_by_client'])} clients: {soak['answers_hz']:.1f} answers/s, p50"
+        f" {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms",
+        f"one client: in process p50 {single['in_process_ms']['p50']:.1f} ms, served {single['served_ms']['p50']:.1f};"
+        f" the wire costs {single['overhead_ms']['p50']:.2f} ms (median of pairs)",
+        f"memory: {rss['first']:.0f} MB at first, {rss['largest']:.0f} at most, {rss['last']:.0f} at the end",
+    ]
+    return "\n".join([*lines, *soak["faults"][:10]])

@@ -35,6 +35,7 @@ STOPPING = "the server is stopping"
 LONGEST_LINE = 600  # characters of a message that says what was wrong
 CLOSING = 3.0  # patience with a client that does not answer a goodbye [s]
 GPU_BATCH = 8
+QUICK = 1 << 19  # bytes of a message that is read at once: it takes less than a change of threads
 
 _log = logging.getLogger(__name__)
 
@@ -141,8 +142,8 @@ class PolicyServer:
         except OSError as error:  # the port is taken, is reserved, or the host is not this machine
             why = " ".join(str(error).split())
             raise S2RobotError(
-                f"Cannot listen on {self.config.host}:{self.config.port}: {why}. Try another --port, or --port 0 for any that"
-                " is free"
+                f"Cannot listen on {self.config.host}:{self.config.port}: {why}. Try another --port; --port 0 takes any"
+                " that is free"
             ) from error
 
     def _admit(self, connection: Any, request: Any) -> Any:
@@ -218,7 +219,10 @@ class PolicyServer:
         return lost
 
     async def _answer(self, session: _Session, message: bytes | str, began: float) -> bytes:
-        request = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, message)
+        if len(message) <= QUICK:
+            request = self._read(message)
+        else:
+            request = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, message)
         decoded = time.perf_counter() - began
         future = asyncio.wrap_future(self._inference.ask(session.policy, request))
         answer = await asyncio.wait_for(future, self.config.request_timeout)
