@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,7 +217,13 @@ def test_a_taken_port_is_one_line(runs: dict[str, Path], served: str, capsys: py
     assert "already in use" in (said := capsys.readouterr().err) and "--port 0" in said and said.count("\n") == 1
 
 
-def test_debug_shows_the_traceback_to_the_client(runs: dict[str, Path]) -> None:
-    with server_process(runs["bc-mlp"], "--debug") as (url, process), plain_client(url) as client:
-        assert "Traceback" in client.ask(b"\xc1")
-        assert isinstance(process, subprocess.Popen) and process.poll() is None
+def test_debug_shows_the_traceback_and_a_token_file_is_read(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    words = ["--debug", "--token-file", str(tmp_path / "token"), "--host", "localhost", "--execute", "2"]
+    with server_process(runs["bc-mlp"], *words) as (url, _):
+        with pytest.raises(Exception, match="401"):
+            openpi(url)
+        assert openpi(url, api_key="secret").infer(flat(observations(1)[0]))["actions"].shape == (8, 4)
+        with plain_client(url, additional_headers={"Authorization": "Api-Key secret"}) as client:
+            assert client.metadata["execute"] == 2
+            assert "Traceback" in client.ask(b"\xc1")

@@ -17,6 +17,7 @@ import s2robot
 from s2robot import RemotePolicy
 from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
 from s2robot.policies.wrappers import TemporalEnsemble
+from s2robot.rollout import rollout
 from s2robot.types import FRAMES, PRIVILEGED, PROPRIOCEPTION, Policy
 
 pytest.importorskip("websockets")
@@ -70,7 +71,7 @@ def test_execute_may_be_changed_and_is_the_servers_to_refuse(server: Any, local:
 def test_rollouts_against_a_server_are_those_in_process(server: Any, local: Any, lift_env: Any) -> None:
     with RemotePolicy(server.url) as remote:
         for seed in (100_000, 100_001):
-            (near,), (far,) = (s2robot.rollout(policy, lift_env, 1, seed) for policy in (local, remote))
+            (near,), (far,) = (rollout(policy, lift_env, 1, seed) for policy in (local, remote))
             assert (near.steps, near.reward, near.success) == (far.steps, far.reward, far.success)
             assert len(far.ms["encode"]) == len(far.ms["act"]) == len(near.ms["act"])
 

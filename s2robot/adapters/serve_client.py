@@ -1,7 +1,7 @@
 """A policy on another machine, as a policy: `s2robot.types.Policy` over the wire of `s2robot.adapters.serve`.
 
     policy = s2robot.RemotePolicy("ws://robot-server:8000", token=...)
-    episodes = s2robot.rollout(policy, env)
+    chunk = policy.act(observation)
 
 A connection that broke is said where it matters: `act` raises, since the server's memory of the episode is gone;
 `reset` begins an episode anyway, so it connects again.

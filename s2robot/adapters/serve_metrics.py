@@ -25,14 +25,14 @@ class Metrics:
         self.errors: Counter[str] = Counter(dict.fromkeys(ERRORS, 0))
         self._began = time.time()
         self._last: dict[str, deque[float]] = {stage: deque(maxlen=KEPT) for stage in STAGES}
-        self._sums: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
+        self._sums = dict.fromkeys(STAGES, 0.0)
+        self._counts = dict.fromkeys(STAGES, 0)
 
     def took(self, seconds: Mapping[str, float]) -> None:
         """Durations of one request by stage [s]."""
         for stage, value in seconds.items():
             self._last[stage].append(value)
-            self._sums[stage] += value  # type: ignore[assignment]  # a Counter adds floats as well
+            self._sums[stage] += value
             self._counts[stage] += 1
 
     def text(self) -> str:
@@ -50,7 +50,7 @@ class Metrics:
             if last:
                 for quantile, value in zip((0.5, 0.9, 0.99), np.quantile(last, (0.5, 0.9, 0.99)), strict=True):
                     yield f's2robot_latency_seconds{{stage="{stage}",quantile="{quantile}"}} {value:.6f}'
-            yield f's2robot_latency_seconds_sum{{stage="{stage}"}} {float(self._sums[stage]):.6f}'
+            yield f's2robot_latency_seconds_sum{{stage="{stage}"}} {self._sums[stage]:.6f}'
             yield f's2robot_latency_seconds_count{{stage="{stage}"}} {self._counts[stage]}'
         yield from _one("start_time_seconds", "gauge", "When the server began, since 1970.", round(self._began, 3))
         if (resident := machine.resident_mb(os.getpid())) is not None:
