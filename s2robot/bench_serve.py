@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from s2robot import machine, statistics
 from s2robot.adapters import serve_policy, wire
+from s2robot.adapters.serve import usual_batch
 from s2robot.errors import InvalidInput, S2RobotError, require
 from s2robot.malformed import broken_message, flipped
 
@@ -76,6 +77,7 @@ def bench_serve(config: ServeBenchConfig, progress: Progress = lambda done, tota
     """Serve, press, compare; returns plain numbers, and "passed": nothing wrong, nothing died."""
     require("websockets", extra="serve", purpose="Serving policies")
     policy, interface = serve_policy.load(config.run, engine=config.engine, precision=config.precision, execute=0)
+    config = replace(config, batch=config.batch or usual_batch(policy))
     episodes = [_episode(policy, interface, config.seed + k) for k in range(EPISODES)]
     with _server(config) as (url, process):
         single = _single(url, policy, episodes, config.calls)
@@ -181,18 +183,20 @@ def _soak(
     for thread in threads:
         thread.start()
     memory: list[tuple[float, float]] = []  # [s], [MB]
+    total = max(1, round(config.seconds))
     while any(thread.is_alive() for thread in threads):
         now = time.monotonic() - began
         resident = machine.resident_mb(process.pid) if process.poll() is None else None
         if resident is not None:
             memory.append((now, resident))
         answered = sum(len(tally.ms) for tally in tallies)
-        progress(min(int(now), int(config.seconds)), max(1, int(config.seconds)), f"{answered} answers")
+        progress(min(int(now), total - 1), total, f"{answered} answers")
         if now > config.seconds + 2 * PATIENCE:
             tallies[0].faults.append("a client did not come to an end")
             break
         time.sleep(min(1.0, config.seconds / 10))
-    return _summary(tallies, stranger, memory, config.seconds, process.poll())
+    progress(total, total, "")
+    return _summary(tallies, stranger, memory, time.monotonic() - began, process.poll())
 
 
 def _play(
@@ -200,7 +204,7 @@ def _play(
 ) -> None:
     """One client: episode after episode, and its share of malformed messages on the same connection."""
     rng = np.random.default_rng((config.seed, k))
-    limit = TOLERANCE[config.batch != 1]
+    limit = TOLERANCE[config.batch > 1]
     try:
         with _connection(url) as connection:
             while (passed := time.monotonic() - began) < config.seconds or tally.malformed < quota:
@@ -216,6 +220,8 @@ def _play(
                     tally.ms.append(1e3 * (time.perf_counter() - asked))
                     _compare(answer, expected, limit, tally)
                     passed = time.monotonic() - began
+                    if passed > config.seconds:  # and the rest of the malformed ones before the end
+                        break
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what this looks for
         tally.faults.append(f"client {k}: {type(error).__name__}: {error}"[:300])
 

@@ -100,7 +100,7 @@ def bench_serve(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(files.plain(result), indent=2))
     else:
-        console.print(_told(result), highlight=False, markup=False)
+        console.print(_told(result), highlight=False, markup=False, soft_wrap=True)
     return 0 if result["passed"] else 1
 
 

@@ -176,8 +176,8 @@ def test_a_server_that_does_not_answer_is_left(server: Any, monkeypatch: pytest.
     gate = threading.Event()
     look = server.policy.network.look
     monkeypatch.setattr(server.policy.network, "look", lambda *a: (gate.wait(PATIENCE), look(*a))[1])
-    with RemotePolicy(server.url, timeout=2.0) as remote:
-        with pytest.raises(S2RobotError, match=r"did not answer within 2 s"):
+    with RemotePolicy(server.url, timeout=3.0) as remote:
+        with pytest.raises(S2RobotError, match=r"did not answer within 3 s"):
             remote.act(observations(1)[0])
         gate.set()
         wait_until(lambda: server.metrics.clients == 0)

@@ -155,7 +155,7 @@ def test_uploads_that_stall_or_break_off_hold_up_nobody(server: Any) -> None:
 def test_one_who_never_listens_is_given_up_and_holds_up_nobody(tmp_path: Path) -> None:
     """Answers pile up in the sockets until they are full; then only this client is waited for, and not for ever."""
     run = small_policy(tmp_path / "run", chunk=2000)  # of answers as large as 32 kB the sockets hold few
-    with server_thread(run, request_timeout=2.0) as server, raw_socket(server.url) as deaf:
+    with server_thread(run, request_timeout=3.0) as server, raw_socket(server.url) as deaf:
         message = frame(UPLOAD, len(UPLOAD))
         cut = threading.Event()
 
@@ -175,7 +175,7 @@ def test_one_who_never_listens_is_given_up_and_holds_up_nobody(tmp_path: Path) -
 
 
 def test_one_who_says_nothing_for_too_long_is_sent_away(run: Path) -> None:
-    with server_thread(run, idle_timeout=0.2) as server, plain_client(server.url) as client:
+    with server_thread(run, idle_timeout=1.0) as server, plain_client(server.url) as client:
         with pytest.raises(ConnectionClosed, match="took too long"):
             client.recv(PATIENCE)
         serves(server.url)
@@ -234,9 +234,9 @@ def test_health_and_refusals_are_answered_while_it_computes(run: Path) -> None:
 
 def test_a_request_that_takes_too_long_is_said_and_ends_that_episode(run: Path) -> None:
     gates: list[Gate] = []
-    with server_thread(run, policy=gated(gates), request_timeout=0.3) as server:
+    with server_thread(run, policy=gated(gates), request_timeout=1.5) as server:
         with plain_client(server.url) as client:
-            assert "No answer within 0.3 s" in client.ask(ROW)
+            assert "No answer within 1.5 s" in client.ask(ROW)
             with pytest.raises(ConnectionClosed, match="1011"):
                 client.recv(PATIENCE)
         assert get(server.url, "/healthz")[0] == 503  # whoever watches it may start it anew

@@ -66,6 +66,11 @@ class ServeConfig:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a number above 0")
 
 
+def usual_batch(policy: Any) -> int:
+    """How many frames are encoded at once where nobody said: on a CPU two take twice as long as one."""
+    return GPU_BATCH if next(policy.network.parameters()).is_cuda else 1
+
+
 @dataclass(eq=False)
 class _Session:
     """One connection: its policy state, and whether it is owed an answer."""
@@ -85,8 +90,7 @@ class PolicyServer:
         require("msgpack", extra="serve", purpose="Serving policies")
         self.policy, self.interface, self.config, self.token = policy, interface, config, token
         self.metrics = Metrics()
-        on_gpu = next(policy.network.parameters()).is_cuda
-        self._inference = Inference(config.batch or (GPU_BATCH if on_gpu else 1))
+        self._inference = Inference(config.batch or usual_batch(policy))
         self._readers = ThreadPoolExecutor(2, "reader")  # a large message takes a while to read
         self._sessions: dict[_Session, asyncio.Task[Any]] = {}
         self._hello = wire.pack(interface.metadata)
@@ -109,9 +113,8 @@ class PolicyServer:
         try:
             await self._warm_up()
             server = await self._listen()
-            port = server.sockets[0].getsockname()[1]
-            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            ready(f"ws://{host}:{port}")
+            host, port, *_ = server.sockets[0].getsockname()  # a name may mean two addresses, each with a port of its own
+            ready(f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}")
             await stopping.wait()
             await self._drain(server)
         finally:
