@@ -91,6 +91,7 @@ def _wrong_value(observation: Observation, rng: np.random.Generator) -> bytes:
         {key: np.moveaxis(image, -1, 0)}, {key: image.astype(np.float32) / 255}, {key: image[..., :1]}, {key: image[0]},
         {key: image[:0]}, {key: image[: len(image) // 2]}, {key: "a picture"}, {key: None}, {key: [1, 2]},
         {key: np.zeros((1, 4000, 3), np.uint8)}, {"observation/state": holed}, {"observation/state": huge},
+        {"observation/state": state + np.float32(1e30)},
         {"observation/state": np.append(state, 0.0)}, {"observation/state": state[None]}, {"observation/state": "zero"},
         {"observation/state": [[1.0], [2.0, 3.0]]}, {"observation/state": {}}, {"observation/state": [10**18] * 99},
         {"frames": np.zeros((9, 8, 8, 3), np.uint8)}, {"proprioception": state}, {"reset": "yes"}, {"reset": 1},

@@ -83,17 +83,18 @@ def _welcome(run: str, said: dict[str, Any]) -> str:
 
 def bench_serve(argv: Sequence[str]) -> int:
     from s2robot import bench_serve as bench
+    from s2robot.soak import ServeBenchConfig
 
     parser = command.parser(
         "bench serve",
         "Press a server of its own: every answer against the policy in process, malformed messages in between.",
         "s2robot bench serve runs/lift-bc --clients 8 --seconds 120 --malformed 1000 --json",
-        ", ".join(f"--{name}" for name in configuration.keys(bench.ServeBenchConfig)),
+        ", ".join(f"--{name}" for name in configuration.keys(ServeBenchConfig)),
     )
     parser.add_argument("run", help="a run folder that holds policy/")
     parser.add_argument("--json", action="store_true", help="for programs")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(bench.ServeBenchConfig, None, ["--run", options.run, *rest])
+    config = configuration.load(ServeBenchConfig, None, ["--run", options.run, *rest])
     console = Console(stderr=options.json)
     with progress.bar("soak", console) as told:
         result = bench.bench_serve(config, told)

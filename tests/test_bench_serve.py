@@ -16,8 +16,8 @@ from small_servers import server_thread
 import s2robot
 from s2robot import bench_serve, cli
 from s2robot.adapters import serve_policy
-from s2robot.bench_serve import ServeBenchConfig
 from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.soak import ServeBenchConfig, press
 
 pytest.importorskip("websockets")
 pytest.importorskip("msgpack")
@@ -28,28 +28,28 @@ def test_a_sound_server_passes_in_plain_numbers(tmp_path: Path, capsys: pytest.C
     words = ["--clients", "3", "--seconds", "2", "--malformed", "40", "--calls", "4", "--engine", "torch"]
     assert cli.main(["bench", "serve", run, *words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    soak = told["soak"]
-    assert told["passed"] and told["exit_code"] == 0 and not soak["crashed"]
-    assert (soak["wrong"], soak["unrefused"], soak["malformed"], soak["faults"]) == (0, 0, 40, [])
-    assert soak["worst_difference"] <= 1e-5 and min(soak["answers_by_client"]) > 0 and soak["stranger"]
-    assert soak["latency_ms"]["n"] == soak["answers"] == sum(soak["answers_by_client"])
-    assert soak["rss_mb"]["largest"] >= soak["rss_mb"]["first"] > 50
+    found = told["soak"]
+    assert told["passed"] and told["exit_code"] == 0 and not found["crashed"]
+    assert (found["wrong"], found["unrefused"], found["malformed"], found["faults"]) == (0, 0, 40, [])
+    assert found["worst_difference"] <= 1e-5 and min(found["answers_by_client"]) > 0 and found["stranger"]
+    assert found["latency_ms"]["n"] == found["answers"] == sum(found["answers_by_client"])
+    assert found["rss_mb"]["largest"] >= found["rss_mb"]["first"] > 50
     assert told["single_client"]["overhead_ms"]["n"] == told["single_client"]["served_ms"]["n"] == 4
 
 
-def press(server: Any, run: Path) -> dict[str, Any]:
+def soak(server: Any, run: Path) -> dict[str, Any]:
     """The soak alone, on a server in this process."""
     policy, interface = serve_policy.load(run, engine="torch", precision=None, execute=0)
     episodes = [bench_serve._episode(policy, interface, seed) for seed in range(2)]
     config = ServeBenchConfig(str(run), clients=2, seconds=1.0, malformed=20)
     process: Any = SimpleNamespace(pid=1, poll=lambda: None)
-    return bench_serve._soak(server.url, process, episodes, config, lambda *_: None)
+    return press(server.url, process, episodes, config, lambda *_: None)
 
 
 def test_other_weights_are_wrong_answers(tmp_path: Path) -> None:
     run, other = small_policy(tmp_path / "run"), small_policy(tmp_path / "other", hidden=128)
     with server_thread(other) as server:
-        found = press(server, run)
+        found = soak(server, run)
     assert found["wrong"] == found["answers"] > 0 and found["worst_difference"] > 0.01
 
 
@@ -58,7 +58,7 @@ def test_episodes_that_are_mixed_up_are_wrong_answers(tmp_path: Path, monkeypatc
     policy = s2robot.load_policy(run, engine="torch")
     monkeypatch.setattr(type(policy), "another", lambda self: self)  # one memory for all
     with server_thread(run) as server:
-        found = press(server, run)
+        found = soak(server, run)
     assert found["wrong"] > 0 and found["faults"] == []
 
 
@@ -70,10 +70,10 @@ def test_what_is_not_refused_and_what_ends_is_told(tmp_path: Path, monkeypatch: 
     lenient = serve.Request(row, False, None)
     with monkeypatch.context() as patch, server_thread(run) as server:
         patch.setattr(server, "_read", lambda message: lenient)
-        found = press(server, run)
+        found = soak(server, run)
         assert found["unrefused"] == found["malformed"] == 20
     with server_thread(run, idle_timeout=1e-9) as server:
-        assert press(server, run)["faults"]
+        assert soak(server, run)["faults"]
 
 
 def test_settings_out_of_range_and_a_server_that_does_not_begin_are_named(tmp_path: Path) -> None:

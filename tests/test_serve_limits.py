@@ -239,7 +239,7 @@ def test_a_request_that_takes_too_long_is_said_and_ends_that_episode(run: Path) 
             assert "No answer within 1.5 s" in client.ask(ROW)
             with pytest.raises(ConnectionClosed, match="1011"):
                 client.recv(PATIENCE)
-        assert get(server.url, "/healthz")[0] == 503  # whoever watches it may start it anew
+        wait_until(lambda: get(server.url, "/healthz")[0] == 503)  # whoever watches it may start it anew
         gates[0].open.set()
         wait_until(lambda: get(server.url, "/healthz")[0] == 200)
         serves(server.url)
@@ -263,6 +263,16 @@ def test_a_bug_in_the_policy_is_one_line_without_paths_and_the_next_episode_is_s
         assert str(run) in caplog.text
         server.policy.network.predict = predict
         serves(server.url)
+
+
+def test_an_answer_that_is_no_number_is_sent_to_no_robot(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server_thread(run, batch=2) as server, plain_client(server.url) as client:
+        with monkeypatch.context() as patch:
+            predict = server.policy.network.predict
+            patch.setattr(server.policy.network, "predict", lambda *a: predict(*a) * float("nan"))
+            assert "NaN or infinity, which no robot" in client.ask(ROW)
+        serves(server.url)
+        assert server.metrics.errors["failed"] == 1
 
 
 def test_stopping_answers_what_is_owed_and_admits_nobody_new(run: Path) -> None:

@@ -116,12 +116,13 @@ WIDE = {f"observation/{camera}": np.zeros((48, 64, 3), np.uint8) for camera in C
     (changed(observation__state=None), "Neither 'proprioception' and 'observation/state'"),
     (changed(proprioception=[0.0] * 7), "Both 'proprioception' and 'observation/state'"),
     (changed(observation__state=np.zeros(5)), r"is \(5,\); this policy takes \(7,\) \(gripper_x"),
-    (changed(observation__state=np.full(7, np.nan)), "NaN or infinity"),
-    (changed(observation__state=np.full(7, 1e300)), "NaN or infinity"),
+    (changed(observation__state=np.full(7, np.nan)), "holds NaN"),
+    (changed(observation__state=np.full(7, 1e300)), "holds NaN"),
+    (changed(observation__state=np.full(7, 1e30, np.float32)), r"beyond 1e\+06"),
     (changed(observation__state=["a"] * 7), "is a list; expected numbers"),
     (changed(reset=1), "expected true or false"), (changed(execute=2), "together with 'reset'"),
     ({}, "Neither"), ({"reset": False}, "Neither"),
-], ids=range(21))  # fmt: skip
+], ids=range(22))  # fmt: skip
 def test_what_is_no_observation_is_explained(message: dict[str, Any], says: str, lift: Interface) -> None:
     with pytest.raises(UsageError, match=says):
         read(message, lift)

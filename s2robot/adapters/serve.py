@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,12 +26,12 @@ from s2robot.adapters import serve_access, wire
 from s2robot.adapters.serve_inference import Inference
 from s2robot.adapters.serve_metrics import CONTENT_TYPE, Metrics
 from s2robot.adapters.serve_policy import Interface
+from s2robot.adapters.serve_refusals import refusal
 from s2robot.adapters.serve_request import Request, read_request
-from s2robot.errors import InvalidInput, S2RobotError, UsageError, require
+from s2robot.errors import InvalidInput, S2RobotError, require
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
 STOPPING = "the server is stopping"
-LONGEST_LINE = 600  # characters of a message that says what was wrong
 CLOSING = 3.0  # patience with a client that does not answer a goodbye [s]
 GPU_BATCH = 8
 QUICK = 1 << 19  # bytes of a message that is read at once: it takes less than a change of threads
@@ -113,7 +112,9 @@ class PolicyServer:
         try:
             await self._warm_up()
             server = await self._listen()
-            host, port, *_ = server.sockets[0].getsockname()  # a name may mean two addresses, each with a port of its own
+            host, port, *_ = server.sockets[
+                0
+            ].getsockname()  # a name may mean two addresses, each with a port of its own
             ready(f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}")
             await stopping.wait()
             await self._drain(server)
@@ -214,7 +215,7 @@ class PolicyServer:
             answer: bytes | str = await self._answer(session, message, began)
             self.metrics.answers += 1
         except Exception as error:  # noqa: BLE001 - a server outlives whatever a request brings up
-            kind, lost, answer = _explain(error, self.config.request_timeout)
+            kind, lost, answer = refusal(error, self.config.request_timeout)
             self.metrics.errors[kind] += 1
         await self._send(session, answer)
         session.last_ms = 1e3 * (time.perf_counter() - began)
@@ -266,23 +267,3 @@ async def _goodbye(connection: Any, code: int, reason: str) -> None:
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(connection.close(code, reason), CLOSING)
     connection.transport.abort()
-
-
-def _explain(error: Exception, patience: float) -> tuple[str, bool, str]:
-    """An error's kind, whether the episode is lost over it, and the one line a client is told."""
-    if isinstance(error, wire.BadMessage):
-        kind, lost, line = "malformed", False, str(error)
-    elif isinstance(error, UsageError):
-        kind, lost, line = "observation", False, str(error)
-    elif isinstance(error, asyncio.TimeoutError):
-        kind, lost, line = "timeout", True, f"No answer within {patience:g} s: too many clients, or a stuck machine"
-    elif isinstance(error, S2RobotError):
-        kind, lost, line = "failed", True, str(error)
-    else:
-        kind, lost, line = "failed", True, f"{type(error).__name__} while acting; the server's log says more"
-    if kind == "failed":
-        _log.error("A request failed: %s", error, exc_info=error)
-    line = " ".join(line.split())[:LONGEST_LINE]
-    if _log.isEnabledFor(logging.DEBUG):
-        line += "\n" + "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    return kind, lost, line

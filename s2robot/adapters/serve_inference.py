@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot.adapters.serve_request import Request
+from s2robot.errors import S2RobotError
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Features
 
 
@@ -125,7 +126,11 @@ def _act(job: _Job, seen: Features | None, encoding: float) -> tuple[NDArray[np.
     if request.observation is None:
         return None, {}
     if seen is None:
-        return policy.act(request.observation), dict(policy.seconds)
-    began = time.perf_counter()
-    actions = policy.decide(seen, request.observation[PROPRIOCEPTION], request.observation.get(GOAL))
-    return actions, {"encode": encoding, "act": time.perf_counter() - began}
+        actions, seconds = policy.act(request.observation), dict(policy.seconds)
+    else:
+        began = time.perf_counter()
+        actions = policy.decide(seen, request.observation[PROPRIOCEPTION], request.observation.get(GOAL))
+        seconds = {"encode": encoding, "act": time.perf_counter() - began}
+    if not np.isfinite(actions).all():  # a robot would be told to go there
+        raise S2RobotError("The policy answered with NaN or infinity, which no robot should be sent")
+    return actions, seconds

@@ -26,6 +26,7 @@ from s2robot.preprocess import check_frames
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Observation
 
 IMAGE, STATE, PROMPT, RESET, EXECUTE = "observation/", "observation/state", "prompt", "reset", "execute"
+LARGEST_NUMBER = 1e6  # in metres, radians or shares of a goal; far larger ones overflow within a network
 LARGEST_SIDE = 2048  # of a frame [pixels]: beyond, resizing it takes longer than all that is done with it
 
 
@@ -152,15 +153,17 @@ def _numbers(value: Any, key: str, count: int, names: tuple[str, ...]) -> NDArra
     flat = isinstance(value, list) and all(isinstance(each, int | float) for each in value)
     if not flat and not isinstance(value, np.ndarray):
         raise InvalidInput(f"{key!r} is a {type(value).__name__}; expected numbers ({count},){_one_of(names)}")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is said below
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, which is said below
         try:
             numbers = np.array(value, np.float32)
         except OverflowError:  # an integer of hundreds of digits
             numbers = np.full(len(value), np.inf, np.float32)
     if numbers.shape != (count,):
         raise InvalidInput(f"{key!r} is {numbers.shape}; this policy takes ({count},){_one_of(names)}")
-    if not np.isfinite(numbers).all():
-        raise InvalidInput(f"{key!r} holds NaN or infinity: {str(numbers.tolist())[:200]}")
+    if not (np.abs(numbers) <= LARGEST_NUMBER).all():  # which NaN is not either
+        raise InvalidInput(
+            f"{key!r} holds NaN, infinity or a number beyond {LARGEST_NUMBER:g}: {str(numbers.tolist())[:200]}"
+        )
     return numbers
 
 
