@@ -24,8 +24,8 @@ import numpy as np
 
 from s2robot import machine, statistics
 from s2robot.adapters import serve_policy, wire
-from s2robot.adapters.serve import usual_batch
-from s2robot.errors import S2RobotError, require
+from s2robot.adapters.serve import check_packages, usual_batch
+from s2robot.errors import S2RobotError
 from s2robot.soak import Progress, ServeBenchConfig, Step, ask, connect, press
 
 EPISODE = 12  # observations: longer than any context, so that it is left behind as well
@@ -34,7 +34,7 @@ EPISODES = 6
 
 def bench_serve(config: ServeBenchConfig, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
     """Serve, press, compare; returns plain numbers, and "passed": nothing wrong, nothing died."""
-    require("websockets", extra="serve", purpose="Serving policies")
+    check_packages()
     policy, interface = serve_policy.load(config.run, engine=config.engine, precision=config.precision, execute=0)
     config = replace(config, batch=config.batch or usual_batch(policy))
     episodes = [_episode(policy, interface, config.seed + k) for k in range(EPISODES)]

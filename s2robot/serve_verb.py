@@ -37,6 +37,7 @@ def do_serve(argv: Sequence[str]) -> int:
     config = configuration.load(serve.ServeConfig, None, rest)
     token = serve_access.read_token(options.token_file)
     serve_access.check_host(config.host, token, options.without_token)
+    serve.check_packages()
     policy, interface = serve_policy.load(
         options.run, engine=config.engine, precision=config.precision, execute=config.execute
     )
@@ -89,7 +90,7 @@ def bench_serve(argv: Sequence[str]) -> int:
         "bench serve",
         "Press a server of its own: every answer against the policy in process, malformed messages in between.",
         "s2robot bench serve runs/lift-bc --clients 8 --seconds 120 --malformed 1000 --json",
-        ", ".join(f"--{name}" for name in configuration.keys(ServeBenchConfig)),
+        ", ".join(f"--{name}" for name in configuration.keys(ServeBenchConfig) if name != "run"),
     )
     parser.add_argument("run", help="a run folder that holds policy/")
     parser.add_argument("--json", action="store_true", help="for programs")

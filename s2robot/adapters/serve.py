@@ -65,6 +65,12 @@ class ServeConfig:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a number above 0")
 
 
+def check_packages() -> None:
+    """Raises MissingExtra where a server could not be made: before a policy is loaded for it."""
+    for package in ("websockets", "msgpack"):
+        require(package, extra="serve", purpose="Serving policies")
+
+
 def usual_batch(policy: Any) -> int:
     """How many frames are encoded at once where nobody said: on a CPU two take twice as long as one."""
     return GPU_BATCH if next(policy.network.parameters()).is_cuda else 1
@@ -85,8 +91,7 @@ class PolicyServer:
 
     def __init__(self, policy: Any, interface: Interface, config: ServeConfig, token: str | None = None) -> None:
         """policy: a `policies.acting.NetworkPolicy`; interface: `serve_policy.describe` of it."""
-        require("websockets", extra="serve", purpose="Serving policies")
-        require("msgpack", extra="serve", purpose="Serving policies")
+        check_packages()
         self.policy, self.interface, self.config, self.token = policy, interface, config, token
         self.metrics = Metrics()
         self._inference = Inference(config.batch or usual_batch(policy))
@@ -112,9 +117,8 @@ class PolicyServer:
         try:
             await self._warm_up()
             server = await self._listen()
-            host, port, *_ = server.sockets[
-                0
-            ].getsockname()  # a name may mean two addresses, each with a port of its own
+            # Not the configured host: a name may mean two addresses, each with a port of its own.
+            host, port, *_ = server.sockets[0].getsockname()
             ready(f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}")
             await stopping.wait()
             await self._drain(server)

@@ -45,11 +45,12 @@ def read_request(message: Any, wants: Interface) -> Request:
     Raises:
         InvalidInput: says what came, what is taken, and what to send instead.
     """
+    known = _known(wants)
     if not isinstance(message, dict):
-        raise InvalidInput(f"The message is a {type(message).__name__}; expected a map of {_known(wants)}")
+        raise InvalidInput(f"The message is a {type(message).__name__}; expected a map of {', '.join(known)}")
     for key in message:
-        if key not in _known(wants):
-            raise UnknownName("key", key if isinstance(key, str) else repr(key), _known(wants), "see the metadata")
+        if key not in known:
+            raise UnknownName("key", str(key)[:60], known, "see the metadata")
     reset, execute = message.get(RESET, False), message.get(EXECUTE)
     if not isinstance(reset, bool):
         raise InvalidInput(f"'reset' is {str(reset)[:40]!r}; expected true or false")
