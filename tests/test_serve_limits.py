@@ -346,3 +346,20 @@ def test_nothing_is_left_behind(run: Path) -> None:
         once()
     wait_until(lambda: threading.active_count() <= threads)
     assert len(list(Path("/proc/self/fd").iterdir())) <= handles
+
+
+def test_what_fails_beside_a_request_is_logged_and_strangers_are_not(
+    run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with server_thread(run) as server:
+        with raw_socket(server.url, upgrade=False) as stranger:
+            stranger.sendall(b"\x16\x03\x01" + bytes(300))
+            stranger.recv(1000)
+        assert not caplog.records
+        with monkeypatch.context() as patch:
+            patch.setattr(server.policy, "another", lambda: {}["no memory left"])
+            with raw_socket(server.url) as client:
+                while client.recv(1000):
+                    pass  # closed, after a word
+        wait_until(lambda: "no memory left" in caplog.text)
+        serves(server.url)

@@ -31,7 +31,7 @@ from s2robot.adapters.serve_request import Request, read_request
 from s2robot.errors import InvalidInput, S2RobotError, require
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
-STOPPING = "the server is stopping"
+STOPPING, LOST = "the server is stopping", "this episode is lost: connect again"
 CLOSING = 3.0  # patience with a client that does not answer a goodbye [s]
 GPU_BATCH = 8
 QUICK = 1 << 19  # bytes of a message that is read at once: it takes less than a change of threads
@@ -139,8 +139,8 @@ class PolicyServer:
     async def _listen(self) -> Any:
         from websockets.asyncio.server import serve
 
-        quiet = logging.getLogger(f"{__name__}.connections")  # strangers knock with all sorts of things
-        quiet.setLevel(logging.NOTSET if _log.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
+        quiet = logging.getLogger(f"{__name__}.connections")
+        quiet.addFilter(_no_stranger)
         try:
             return await serve(
                 self._converse, self.config.host, self.config.port, process_request=self._admit, origins=[None],
@@ -177,8 +177,6 @@ class PolicyServer:
 
     async def _converse(self, connection: Any) -> None:
         """One connection, from hello to goodbye."""
-        from websockets.exceptions import ConnectionClosed
-
         if self._stopping.is_set() or len(self._sessions) >= self.config.max_clients:  # others were quicker
             await connection.close(1013, "try again later")
             return
@@ -187,28 +185,34 @@ class PolicyServer:
         self._sessions[session] = task
         self.metrics.connections += 1
         self.metrics.clients += 1
-        code, reason = 1001, STOPPING
+        try:
+            code, reason = await self._talk(session)
+        finally:
+            session.busy = False
+            del self._sessions[session]
+            self.metrics.clients -= 1
+        await _goodbye(connection, code, reason)
+
+    async def _talk(self, session: _Session) -> tuple[int, str]:
+        """Say hello, then answer until there is a reason to close: its code and words."""
+        from websockets.exceptions import ConnectionClosed
+
         try:
             await self._send(session, self._hello)
             while not self._stopping.is_set():
-                message = await asyncio.wait_for(connection.recv(), self.config.idle_timeout)
+                message = await asyncio.wait_for(session.connection.recv(), self.config.idle_timeout)
                 session.busy = True
                 lost = await self._serve(session, message)
                 session.busy = False
                 if lost:
-                    code, reason = 1011, "this episode is lost: connect again"
-                    break
+                    return 1011, LOST
         except ConnectionClosed as error:
             if error.sent is not None and error.sent.code == 1009:
                 self.metrics.errors["too_big"] += 1
         except asyncio.TimeoutError:
             self.metrics.errors["timeout"] += 1
-            code, reason = 1008, "took too long to ask, or to listen"
-        finally:
-            session.busy = False
-            await _goodbye(connection, code, reason)
-            del self._sessions[session]
-            self.metrics.clients -= 1
+            return 1008, "took too long to ask, or to listen"
+        return 1001, STOPPING
 
     async def _serve(self, session: _Session, message: bytes | str) -> bool:
         """Answer one message; returns whether the episode was lost over it."""
@@ -264,6 +268,11 @@ class PolicyServer:
         for session in list(self._sessions):
             session.connection.transport.abort()
         await server.wait_closed()
+
+
+def _no_stranger(record: logging.LogRecord) -> bool:
+    """Is a line of websockets' worth printing? Strangers knock with all sorts of things; a traceback each is not."""
+    return not record.getMessage().startswith("opening handshake failed") or _log.isEnabledFor(logging.DEBUG)
 
 
 async def _goodbye(connection: Any, code: int, reason: str) -> None:
