@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from small_policies import flat, observations
+
 from s2robot.adapters import serve, serve_policy, wire
 
 PATIENCE = 60.0  # for anything that must come [s]
@@ -112,6 +114,14 @@ def plain_client(url: str, **options: Any) -> Iterator[Any]:
 
         connection.ask = ask
         yield connection
+
+
+def serves(url: str, calls: int = 5, **options: Any) -> None:
+    """Others are served: as often as asked, on a connection of their own."""
+    row = flat(observations(1)[0])
+    with plain_client(url, **options) as client:
+        for _ in range(calls):
+            assert client.ask(row)["actions"].shape == (8, 4)
 
 
 @contextlib.contextmanager
