@@ -15,7 +15,7 @@ import numpy as np
 from s2robot.adapters import wire
 
 Observation = Mapping[str, Any]
-"""By the keys "observation/<camera>" and "observation/state"."""
+"""By the keys "observation/<camera>", "observation/state" and, where there is one, "goal"."""
 
 
 def broken_message(observation: Observation, rng: np.random.Generator) -> bytes:

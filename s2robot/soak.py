@@ -126,8 +126,7 @@ def _play(
                 episode = episodes[int(rng.integers(len(episodes)))]
                 for step, (observation, expected) in enumerate(episode):
                     while tally.malformed < min(quota, 1 + quota * passed / config.seconds):
-                        plain = {key: value for key, value in observation.items() if key != "goal"}
-                        answer = ask(connection, broken_message(plain, rng))
+                        answer = ask(connection, broken_message(observation, rng))
                         tally.malformed += 1
                         tally.unrefused += not isinstance(answer, str)
                     asked = time.perf_counter()
