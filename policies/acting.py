@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import asdict
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from s2robot.frames import shrink
 from s2robot.policies.neck import Neck, Shapes, chosen_tokens
 from s2robot.policies.pixels import PixelNetwork
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Features, Observation, check_observation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Seen = TypeVar("Seen")
 """What a policy's vision part gives: `Features`, or maps."""
@@ -62,6 +66,13 @@ class NetworkPolicy(ABC, Generic[Seen]):
         self._every = max(1, config.execute // self.execute)  # calls from one look of the window to the next
         self._looks: deque[Tensor] = deque(maxlen=(config.context - 1) * self._every + 1)
         self._noise.manual_seed(0)
+
+    def another(self) -> Self:
+        """The same policy in an episode of its own: encoder and network are shared, looks and noise are not."""
+        twin = copy.copy(self)
+        twin.seconds, twin._noise = {}, torch.Generator()
+        twin.reset()
+        return twin
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """The next A actions, (A, M) float32 in [-1, 1]."""

@@ -18,6 +18,7 @@ _HOMES = {
     "Encoder": "s2robot.encoder",
     "Features": "s2robot.types",
     "FeatureStore": "s2robot.store",
+    "RemotePolicy": "s2robot.adapters.serve_client",
     "S2RobotError": "s2robot.errors",
     "list_encoders": "s2robot.backbones",
     "load_encoder": "s2robot.encoder",

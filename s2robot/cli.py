@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -35,6 +36,7 @@ VERBS = {
     "pretrain": "an encoder by masked autoencoding on randomised scenes",
     "probe": "what frozen features know, against the simulator's truth on held-out scenes",
     "bench": "how fast an encoder is here, and how much of the machine it uses; how fast a task is",
+    "serve": "a policy over a websocket, to openpi-client and to s2robot.RemotePolicy",
     "export": "an encoder as one file for ONNX Runtime, OpenVINO or torch.export",
 }
 _HOMES = {  # the others are in s2robot.verbs
@@ -49,6 +51,7 @@ _HOMES = {  # the others are in s2robot.verbs
     "pretrain": "s2robot.pretrain_verb",
     "compare": "s2robot.compare_verb",
     "study": "s2robot.study_verb",
+    "serve": "s2robot.serve_verb",
 }
 
 
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if debug:
+        logging.getLogger("s2robot").setLevel(logging.DEBUG)
     try:
         return _run(words)
     except BrokenPipeError:  # `s2robot list | head`

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import command, env_verbs, files, progress, registry
+from s2robot import command, env_verbs, files, progress, registry, serve_verb
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput
 
@@ -21,11 +21,13 @@ _SHORT |= {"precision": "encoder.precision", "grid": "encoder.grid", "checkpoint
 
 def do_bench(argv: Sequence[str]) -> int:
     kinds = {"encoder": _bench_encoder, "stream": _bench_stream, "env": env_verbs.bench_env}
+    kinds |= {"serve": serve_verb.bench_serve}
     if argv and argv[0] in kinds:
         return kinds[argv[0]](argv[1:])
     parser = command.parser(
         "bench",
-        "Time an encoder (encoder), what reuse of unchanged tiles saves on a task's frames (stream), or a task (env).",
+        "Time an encoder (encoder), what reuse of unchanged tiles saves on a task's frames (stream), a task (env), or a"
+        " policy server (serve).",
         "s2robot bench encoder --help",
         "--encoder.grid finest",
     )

@@ -349,5 +349,6 @@ def _description(
         "robot": dataset.env_args.get("robot"),
         "cameras": list(dataset.cameras),
         "frame_size": dataset.frame_shape[1],
+        "frame": list(dataset.frame_shape[1:3]),
         "parameters": sum(p.numel() for p in network.parameters()),
     }

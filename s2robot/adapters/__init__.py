@@ -1,1 +1,1 @@
-"""One file an outside stack: it translates, and nothing else."""
+"""One file an outside stack, or several of one name: they translate, and nothing else."""
