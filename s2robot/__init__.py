@@ -26,7 +26,7 @@ _HOMES = {
     "make_env": "s2robot.registry",
     "make_vec_env": "s2robot.registry",
     "multiscale_forward": "s2robot.multiscale",
-    "rollout": "s2robot.rollout",
+    "rollout": "s2robot.rollouts",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

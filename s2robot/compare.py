@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from s2robot import bootstrap, statistics
 from s2robot.errors import InvalidInput
-from s2robot.rollout import read_results
+from s2robot.rollouts import read_results
 from s2robot.runs import seed_folders
 
 LOGS = ("episodes-exact.jsonl", "episodes.jsonl")  # what is read of a run: of `eval` at exact fidelity, and of `demo`

@@ -30,7 +30,7 @@ from s2robot.errors import InvalidInput
 from s2robot.frames import Frames
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.report import write_report
-from s2robot.rollout import EpisodeResult, EvalConfig, evaluate
+from s2robot.rollouts import EpisodeResult, EvalConfig, evaluate
 from s2robot.samples import Source
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.training import TrainConfig

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from s2robot import files, machine, pictures, registry, statistics, video
 from s2robot.encoder import EncoderConfig
-from s2robot.rollout import STAGES, EpisodeResult, EvalConfig, load_actor, make_env_for, record_episode
+from s2robot.rollouts import STAGES, EpisodeResult, EvalConfig, load_actor, make_env_for, record_episode
 
 
 def show(policy: Path, results: Sequence[EpisodeResult], config: EvalConfig, out: Path) -> None:

@@ -110,7 +110,7 @@ def _seeds(words: str | None, only: int) -> list[int]:
 
 def do_eval(argv: Sequence[str]) -> int:
     """Roll a run out, or each run of `train --seeds`."""
-    from s2robot.rollout import EvalConfig, seed_uses
+    from s2robot.rollouts import EvalConfig, seed_uses
 
     parser = command.parser(
         "eval",
@@ -142,7 +142,7 @@ def do_eval(argv: Sequence[str]) -> int:
 
 
 def _eval_one(run: Path, config: Any, console: Console, options: argparse.Namespace) -> dict[str, Any]:
-    from s2robot.rollout import STAGES, evaluate, seed_uses
+    from s2robot.rollouts import STAGES, evaluate, seed_uses
 
     log = run / f"episodes-{config.label}.jsonl"
     with progress.bar("evaluate", console) as report:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2robot import files
-from s2robot.rollout import SEED_USES, EvalConfig, evaluate
+from s2robot.rollouts import SEED_USES, EvalConfig, evaluate
 
 VALIDATION_SEED = next(seed for seed, use in SEED_USES.items() if use == "validation")
 

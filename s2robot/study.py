@@ -26,7 +26,7 @@ from s2robot.collect import collect
 from s2robot.datasets import DemoDataset
 from s2robot.demo import DemoConfig, run_schema, source_of
 from s2robot.errors import InvalidInput, UnknownName
-from s2robot.rollout import EvalConfig, evaluate
+from s2robot.rollouts import EvalConfig, evaluate
 from s2robot.runs import SEED_FOLDER
 from s2robot.study_page import write_page
 from s2robot.study_results import tabulate

@@ -13,7 +13,7 @@ import numpy as np
 
 from s2robot import compare, files, machine, registry, statistics
 from s2robot.datasets import DemoDataset
-from s2robot.rollout import EpisodeResult, read_results
+from s2robot.rollouts import EpisodeResult, read_results
 
 if TYPE_CHECKING:
     from s2robot.study import Cell, StudyConfig

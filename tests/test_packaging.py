@@ -160,6 +160,12 @@ def test_importing_s2robot_imports_no_optional_package() -> None:
     assert not OPTIONAL & {module.split(".")[0] for module in run(names).split()}
 
 
+def test_no_public_name_is_a_modules_name_too() -> None:
+    """`import s2robot.rollout` would put a module where the function of that name was."""
+    modules = {path.stem for path in (ROOT / "s2robot").iterdir()}
+    assert not modules & set(s2robot.__all__)
+
+
 def test_import_is_quick_and_brings_no_simulator() -> None:
     """`load_encoder` too: naming it imports the whole encoder side."""
     timed = "import sys, time; start = time.perf_counter(); {what}; print(time.perf_counter() - start, *sys.modules)"

@@ -14,7 +14,7 @@ from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
 from s2robot.frames import Frames
 from s2robot.policies.cnn import CNNConfig
-from s2robot.rollout import EvalConfig, evaluate, make_env_for
+from s2robot.rollouts import EvalConfig, evaluate, make_env_for
 from s2robot.runs import seed_folders
 from s2robot.settings import SETTINGS
 from s2robot.training import TrainConfig, train

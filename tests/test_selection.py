@@ -1,4 +1,4 @@
-"""Keeping the best: what is said of it is of it. Judging by rollouts is in test_rollout.py."""
+"""Keeping the best: what is said of it is of it. Judging by rollouts is in test_rollouts.py."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import s2robot
 from s2robot import RemotePolicy
 from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
 from s2robot.policies.wrappers import TemporalEnsemble
-from s2robot.rollout import rollout
+from s2robot.rollouts import rollout
 from s2robot.types import FRAMES, PRIVILEGED, PROPRIOCEPTION, Policy
 
 pytest.importorskip("websockets")

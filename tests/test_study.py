@@ -12,7 +12,7 @@ import yaml
 from s2robot import cli, compare, files
 from s2robot import config as configuration
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
-from s2robot.rollout import read_results
+from s2robot.rollouts import read_results
 from s2robot.study import StudyConfig, cells, merged, read_study, run_study
 from s2robot.study_page import write_page
 

@@ -16,7 +16,7 @@ from s2robot.encoder import EncoderConfig
 from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.errors import InvalidInput
 from s2robot.policies.bc_mlp import BCConfig
-from s2robot.rollout import (
+from s2robot.rollouts import (
     EVALUATION_SEED,
     EvalConfig,
     evaluate,
