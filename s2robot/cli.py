@@ -35,6 +35,7 @@ VERBS = {
     "probe": "what frozen features know, against the simulator's truth on held-out scenes",
     "bench": "how fast an encoder is here, and how much of the machine it uses; how fast a task is",
     "export": "an encoder as one file for ONNX Runtime, OpenVINO or torch.export",
+    "ros2": "ROS 2 nodes: images to features, images and state to action chunks",
 }
 _HOMES = {  # the others are in s2robot.verbs
     "view": "s2robot.dataset_verbs",
@@ -47,6 +48,7 @@ _HOMES = {  # the others are in s2robot.verbs
     "export": "s2robot.encoder_verbs",
     "pretrain": "s2robot.pretrain_verb",
     "compare": "s2robot.compare_verb",
+    "ros2": "s2robot.ros2_verb",
 }
 
 
