@@ -60,15 +60,17 @@ def run(
 
 def _spin(rclpy: Any, node: Any, work: Work) -> Exception | None:
     """Receive until the node is told to stop, or its work fails: how, is returned."""
-    over = require("rclpy.executors", extra="ros2", purpose="A ROS 2 node").ExternalShutdownException
-    worker = Worker(work, node.context)
+    executors = require("rclpy.executors", extra="ros2", purpose="A ROS 2 node")
+    # Made before the worker runs: with a context that a failing worker has shut down, it could not be.
+    executor, worker = executors.SingleThreadedExecutor(), Worker(work, node.context)
     worker.start()
     try:
-        rclpy.spin(node)
-    except (KeyboardInterrupt, over):
+        rclpy.spin(node, executor)
+    except (KeyboardInterrupt, executors.ExternalShutdownException):
         pass
     finally:
         worker.finish()
+        executor.shutdown()
     return worker.failure
 
 
