@@ -52,6 +52,7 @@ class ActConfig:
     execute: actions of a chunk that are executed before the next look; 0: as the policy was trained
     stale_after: seconds after which a frame or a field of the state is too old to act by
     check_stamps: whether stamps count for that, besides arrival; not where clocks are not synchronised
+    reliable: lost parts of images are asked for again; a camera that does not publish reliably is then not heard
     engine, precision: who computes the features
     device: cuda or cpu; by itself CUDA where there is one
     """
@@ -64,6 +65,7 @@ class ActConfig:
     execute: int = 0
     stale_after: float = 0.5
     check_stamps: bool = True
+    reliable: bool = False
     engine: str = "auto"
     precision: str | None = None
     device: str | None = None
@@ -110,7 +112,9 @@ class ActNode:
         node, std = self.node, messages("std_msgs")
         for camera in self.cameras:
             topic = camera.latest.topic
-            node.create_subscription(picture_type(topic), topic, camera.latest.put, newest())
+            node.create_subscription(
+                picture_type(topic), topic, camera.latest.put, newest(reliable=self.config.reliable)
+            )
         if self.state.joints:  # arm and gripper may speak in turn: one place would lose one of them
             joint_state = messages("sensor_msgs").JointState
             node.create_subscription(joint_state, self.state.joint_topic, self.state.on_joints, newest(10))

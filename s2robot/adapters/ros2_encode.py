@@ -50,6 +50,7 @@ class EncodeConfig:
     reuse: tiles that did not change are not encoded again; for cameras that stand still
     tolerance: with reuse, the mean pixel difference [0 to 255] that counts as no change; 0 is exact
     stale_after: seconds without a frame until diagnostics call a topic stale
+    reliable: lost parts of images are asked for again; a camera that does not publish reliably is then not heard
     device: cuda or cpu; by itself CUDA where there is one
     """
 
@@ -59,6 +60,7 @@ class EncodeConfig:
     reuse: bool = False
     tolerance: float = 0.0
     stale_after: float = 2.0
+    reliable: bool = False
     device: str | None = None
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -89,7 +91,9 @@ class Eye:
         message = messages("std_msgs").Float32MultiArray if config.layout == "array" else messages("sensor_msgs").Image
         base = topic.removesuffix(COMPRESSED)
         self.outputs = {kind: node.create_publisher(message, f"{base}/s2/{kind}", offered()) for kind in config.publish}
-        self.subscription = node.create_subscription(picture_type(topic), topic, self.latest.put, newest())
+        self.subscription = node.create_subscription(
+            picture_type(topic), topic, self.latest.put, newest(reliable=config.reliable)
+        )
 
     def status(self, stale_after: float) -> Any:
         """Of this topic, for diagnostics."""
@@ -108,6 +112,7 @@ class EncodeNode:
         self.node, self.config = node, config
         self.encoder = config.encoder.build(config.device)
         self._wake = threading.Condition()
+        self._free = 0.0  # when the last frame was done with
         self._complaints = Complaints(node.get_logger().warning)
         self.eyes = deque(Eye(node, topic, self.encoder, config, self._wake) for topic in config.images)
         self._order = tuple(self.eyes)  # as asked for
@@ -135,6 +140,7 @@ class EncodeNode:
                 self.eyes.remove(eye)
                 self.eyes.append(eye)
                 self._encode(eye, arrival)
+                self._free = time.monotonic()
                 return
 
     def _encode(self, eye: Eye, arrival: Arrival) -> None:
@@ -158,7 +164,11 @@ class EncodeNode:
             )
         now = time.monotonic()
         stages = {"waited": start - arrival.came, "decoded": seen - start, "encoded": encoded - seen}
-        stages |= {"from arrival": now - arrival.came, "node's own": now - arrival.came - (encoded - seen)}
+        # A frame that waits for the one before it waits for the encoder; all else is what the node adds to it.
+        stages |= {
+            "from arrival": now - arrival.came,
+            "overhead": now - max(arrival.came, self._free) - (encoded - seen),
+        }
         if arrival.stamp:
             stages["from stamp"] = self.node.get_clock().now().nanoseconds * 1e-9 - (stamp[0] + stamp[1] * 1e-9)
         eye.latest.tally.took(**{name: 1000 * seconds for name, seconds in stages.items()})

@@ -97,12 +97,11 @@ class Worker(threading.Thread):
         self.join(PATIENCE)
 
 
-def newest(depth: int = 1) -> Any:
-    """Sensor data: best effort, the newest alone, nothing for those who come late."""
+def newest(depth: int = 1, *, reliable: bool = False) -> Any:
+    """Sensor data: the newest alone, nothing for those who come late; best effort, which every publisher offers."""
     qos = require("rclpy.qos", extra="ros2", purpose="A ROS 2 node")
-    return qos.QoSProfile(
-        reliability=qos.ReliabilityPolicy.BEST_EFFORT, history=qos.HistoryPolicy.KEEP_LAST, depth=depth
-    )
+    asked = qos.ReliabilityPolicy.RELIABLE if reliable else qos.ReliabilityPolicy.BEST_EFFORT
+    return qos.QoSProfile(reliability=asked, history=qos.HistoryPolicy.KEEP_LAST, depth=depth)
 
 
 def offered() -> Any:
