@@ -217,6 +217,18 @@ def test_a_node_whose_work_fails_ends_and_says_why() -> None:
         run("failing", EncodeConfig, lambda node, config: Failing(), [], [])
 
 
+@here
+def test_the_bench_plays_a_camera_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--seconds", "3", "--hz", "10", "--size", "48x64", *ENGINE, "--encoder.scales", "1", "--json"]
+    assert cli.main(["bench", "ros2", *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["exit_code"] == 0 and 0 < result["heard"] == result["used"] <= result["received"] <= result["sent"]
+    assert result["first_ms"]["p50"] > 0 and result["memory_mb"]["most"] > 0 and result["node_overhead_ms_p50"] > 0
+    for words, said in ((["--size", "48"], "rows x columns"), (["--seconds", "1"], "3 or more")):
+        assert cli.main(["bench", "ros2", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy of Lift's cameras, state and actions, trained for two steps."""
