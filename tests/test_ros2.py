@@ -32,7 +32,7 @@ ENGINE = ["--encoder.engine", "torch"]
 
 
 def test_all_of_this_in_an_environment_that_has_rclpy() -> None:
-    assert "passed" in run_there("ros2", "test_ros2.py", "tests/test_ros2_messages.py", timeout=300)
+    assert "passed" in run_there("ros2", "test_ros2.py", "tests/test_ros2_messages.py", timeout=600)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("rclpy") is not None, reason="rclpy is installed")
