@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import zlib
 from array import array
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,30 @@ def test_a_compressed_picture_that_cannot_be_read_is_refused() -> None:
     good = compressed(random_frames(32, 32, 3), "png")
     deep = io.BytesIO()
     Picture.fromarray(np.zeros((4, 4), np.uint16)).save(deep, "png")
-    for data in (b"", b"no picture", bytes(good.data)[:200], deep.getvalue()):
+    short = b"IHDR" + bytes(5)  # a checked header of too few bytes: Pillow raises a bare ValueError
+    headed = b"\x89PNG\r\n\x1a\n" + (5).to_bytes(4, "big") + short + zlib.crc32(short).to_bytes(4, "big")
+    for data in (b"", b"no picture", bytes(good.data)[:200], deep.getvalue(), headed):
         with pytest.raises(InvalidInput, match=f"CompressedImage of format '.*', {len(data)} bytes"):
             frame_of(messages("sensor_msgs").CompressedImage(format="png", data=data))
     huge = io.BytesIO()
     Picture.new("1", (9000, 9000)).save(huge, "png")  # some kilobytes that ask for 243 megabytes
     with pytest.raises(InvalidInput, match="9000 x 9000 pixels"):
         frame_of(messages("sensor_msgs").CompressedImage(format="png", data=huge.getvalue()))
+
+
+@here
+def test_whatever_the_damage_a_picture_is_read_or_refused() -> None:
+    rng, refused = np.random.default_rng(0), 0
+    files = [bytes(compressed(random_frames(16, 16, 3), kind).data) for kind in ("jpeg", "png")]
+    for k in range(1000):
+        data = bytearray(files[k % 2])
+        data[int(rng.integers(8, 60))] = int(rng.integers(256))  # in its head
+        data = data[: int(rng.integers(20, len(data)))] if k % 3 else data
+        try:
+            frame_of(messages("sensor_msgs").CompressedImage(format="x", data=bytes(data)))
+        except InvalidInput:
+            refused += 1
+    assert 500 < refused < 1000
 
 
 @here

@@ -88,9 +88,11 @@ def _compressed(message: Any) -> NDArray[np.uint8]:
                     f" or grey, up to {LARGEST} pixels"
                 )
             return np.array(picture.convert("RGB"))
+    except InvalidInput:
+        raise
     except UnidentifiedImageError as error:
         raise InvalidInput(f"{came}: neither JPEG nor PNG") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise whatever damage makes them stumble over
         raise InvalidInput(f"{came}: {error}") from error
 
 
