@@ -14,7 +14,7 @@ from typing import Any
 from s2robot.adapters.ros2_messages import messages
 from s2robot.errors import require
 
-PATIENCE = 40.0  # seconds until something that must come has come
+PATIENCE = 90.0  # seconds until something that must come has come
 
 # No traffic leaves this machine, and none of another's comes in.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"

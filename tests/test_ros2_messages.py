@@ -106,6 +106,15 @@ def test_an_image_that_is_not_what_it_says_is_refused(changes: dict[str, Any], s
 
 
 @here
+@pytest.mark.parametrize("encode", [lambda frame: image(frame, "bgr8"), lambda frame: compressed(frame, "png")])
+def test_a_sliver_would_take_minutes_and_is_refused(encode: Any) -> None:
+    assert frame_of(encode(random_frames(3, 24, 3))).shape == (3, 24, 3)
+    for shape in ((3, 25, 3), (25, 3, 3)):
+        with pytest.raises(InvalidInput, match="8 times"):
+            frame_of(encode(random_frames(*shape)))
+
+
+@here
 def test_a_compressed_picture_that_cannot_be_read_is_refused() -> None:
     good = compressed(random_frames(32, 32, 3), "png")
     deep = io.BytesIO()

@@ -40,6 +40,7 @@ ENCODINGS: dict[str, tuple[int, slice]] = {
 
 MODES = ("RGB", "L", "RGBA", "P", "LA", "1")  # of a compressed picture, in Pillow's words: 8 bits a channel
 LARGEST = 64_000_000  # pixels of a compressed picture: a few bytes can ask for gigabytes
+SLENDEREST = 8  # sides' ratio: one row of 3000 pixels would be thousands of tiles, and minutes
 COMPRESSED = "/compressed"  # how topics of CompressedImage are called
 KINDS = ("map", "tokens", "cls")  # of features
 Stamp = tuple[int, int]  # seconds, nanoseconds
@@ -56,7 +57,13 @@ def frame_of(message: Any) -> NDArray[np.uint8]:
     Raises:
         InvalidInput: it is not what it says, or of an encoding that is not known here.
     """
-    return _raw(message) if hasattr(message, "encoding") else _compressed(message)
+    frame = _raw(message) if hasattr(message, "encoding") else _compressed(message)
+    height, width = frame.shape[:2]
+    if max(height, width) > SLENDEREST * min(height, width):
+        raise InvalidInput(
+            f"Image of {height} rows, {width} columns; one side may be {SLENDEREST} times the other. Crop it"
+        )
+    return frame
 
 
 def _raw(message: Any) -> NDArray[np.uint8]:
