@@ -28,7 +28,8 @@ $(READY): pyproject.toml
 
 # Packages that do not fit into .venv have environments of their own in .venvs, which tests/other_python.py finds.
 side-ros2: $(READY) ## .venvs/ros2: rclpy (it restarts every Python of its environment)
-	bash .ci/make_side.sh ros2 'ros-rclpy[fastrtps]>=7.1,<10' 'ros-sensor-msgs>=5.3,<6' 'ros-std-msgs>=5.3,<6'
+	bash .ci/make_side.sh ros2 'ros-rclpy[fastrtps]>=7.1,<10' 'ros-sensor-msgs>=5.3,<6' 'ros-std-msgs>=5.3,<6' \
+		'ros-std-srvs>=5.3,<6' 'ros-diagnostic-msgs>=5.3,<6'
 
 demo: $(READY) ## collect, encode, train, evaluate Lift; then open runs/demo/report.html (about 5 minutes)
 	$(BIN)/s2robot demo

@@ -38,6 +38,7 @@ VERBS = {
     "bench": "how fast an encoder is here, and how much of the machine it uses; how fast a task is",
     "serve": "a policy over a websocket, to openpi-client and to s2robot.RemotePolicy",
     "export": "an encoder as one file for ONNX Runtime, OpenVINO or torch.export",
+    "ros2": "ROS 2 nodes: images to features, images and state to action chunks",
 }
 _HOMES = {  # the others are in s2robot.verbs
     "view": "s2robot.dataset_verbs",
@@ -52,6 +53,7 @@ _HOMES = {  # the others are in s2robot.verbs
     "compare": "s2robot.compare_verb",
     "study": "s2robot.study_verb",
     "serve": "s2robot.serve_verb",
+    "ros2": "s2robot.ros2_verb",
 }
 
 

@@ -1,4 +1,7 @@
-"""The verbs about the encoder: `s2robot bench`, `s2robot export`. `bench stream` and `bench env` need a simulator."""
+"""The verbs about the encoder: `s2robot bench`, `s2robot export`.
+
+`bench stream` and `bench env` need a simulator, `bench ros2` needs rclpy.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import command, env_verbs, files, progress, registry, serve_verb
+from s2robot import command, env_verbs, files, progress, registry, ros2_verb, serve_verb
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput
 
@@ -20,14 +23,19 @@ _SHORT |= {"precision": "encoder.precision", "grid": "encoder.grid", "checkpoint
 
 
 def do_bench(argv: Sequence[str]) -> int:
-    kinds = {"encoder": _bench_encoder, "stream": _bench_stream, "env": env_verbs.bench_env}
-    kinds |= {"serve": serve_verb.bench_serve}
+    kinds = {
+        "encoder": _bench_encoder,
+        "stream": _bench_stream,
+        "env": env_verbs.bench_env,
+        "serve": serve_verb.bench_serve,
+        "ros2": ros2_verb.bench_ros2,
+    }
     if argv and argv[0] in kinds:
         return kinds[argv[0]](argv[1:])
     parser = command.parser(
         "bench",
-        "Time an encoder (encoder), what reuse of unchanged tiles saves on a task's frames (stream), a task (env), or a"
-        " policy server (serve).",
+        "Time an encoder (encoder), what reuse of unchanged tiles saves on a task's frames (stream), a task (env), a"
+        " policy server (serve), or a ROS 2 node (ros2).",
         "s2robot bench encoder --help",
         "--encoder.grid finest",
     )
