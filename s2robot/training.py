@@ -30,6 +30,7 @@ from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.episodes import split_episodes
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
 from s2robot.frames import Frames
+from s2robot.interface import described
 from s2robot.samples import Samples, Source, gather
 from s2robot.settings import SETTINGS, hold_against, settings_of
 from s2robot.types import Policy
@@ -350,5 +351,6 @@ def _description(
         "cameras": list(dataset.cameras),
         "frame_size": dataset.frame_shape[1],
         "frame": list(dataset.frame_shape[1:3]),
+        **described(dataset.env_args),
         "parameters": sum(p.numel() for p in network.parameters()),
     }

@@ -6,14 +6,14 @@ metadata     first message of every connection; `Interface.metadata` is its tabl
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from s2robot import __version__, files, registry
-from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.errors import InvalidInput
 from s2robot.frames import small_size
+from s2robot.interface import names_of
 from s2robot.runs import seed_folders
 
 Size = tuple[int, int]
@@ -65,10 +65,10 @@ def load(folder: str | Path, *, engine: str, precision: str | None, execute: int
 
 def describe(policy: Any, description: dict[str, Any]) -> Interface:
     """The interface of a loaded policy; description: its `policy.json`."""
-    shapes, names, height = policy.network.shapes, _names(description), int(description["frame_size"])
+    shapes, height = policy.network.shapes, int(description["frame_size"])
     frame = tuple(description.get("frame") or (height, height))  # older ones do not tell the width
     sizes = {"proprioception": shapes.proprioception, "goal": shapes.goal, "actions": shapes.actions}
-    known = {field: named if len(named := names.get(field, ())) == count else () for field, count in sizes.items()}
+    names = names_of({**description, "shapes": sizes})
     config = policy.network.config
     metadata = {
         "server": "s2robot",
@@ -78,39 +78,26 @@ def describe(policy: Any, description: dict[str, Any]) -> Interface:
         **{key: description.get(key) for key in ("task", "robot", "cameras", "frame_size")},
         "frame": list(frame),
         **sizes,
-        "proprioception_names": list(known["proprioception"]),
-        "goal_names": list(known["goal"]),
-        "action_names": list(known["actions"]),
+        "proprioception_names": list(names.proprioception),
+        "goal_names": list(names.goal),
+        "action_names": list(names.actions),
         "chunk": config.chunk,
         "execute": policy.execute,
         "context": config.context,
-        "control_hz": names.get("control_hz"),
+        "control_hz": names.control_hz,
         "encoder": _encoder(getattr(policy, "encoder", None)),
     }
     return Interface(
         cameras=tuple(description["cameras"]),
         frame=(frame[0], frame[1]),
-        proprioception_names=known["proprioception"],
-        goal_names=known["goal"],
+        proprioception_names=names.proprioception,
+        goal_names=names.goal,
         proprioception=shapes.proprioception,
         goal=shapes.goal,
         task=description.get("task") or "",
         fits=_fits(policy, (frame[0], frame[1])),
         metadata=metadata,
     )
-
-
-def _names(description: dict[str, Any]) -> dict[str, Any]:
-    """What the task's spec sheet says; nothing where the task is not ours."""
-    with suppress(S2RobotError):  # an unknown task, or an arm whose joints only robosuite can name
-        task = registry.get_task(description.get("task") or "", description.get("robot"))
-        return {
-            "proprioception": task.proprioception_names,
-            "goal": task.goal_names,
-            "actions": task.action_names,
-            "control_hz": task.control_hz,
-        }
-    return {}
 
 
 def _encoder(encoder: Any) -> dict[str, Any] | None:
