@@ -17,6 +17,8 @@ def test_every_value_of_every_pixel_comes_back(dtype: torch.dtype) -> None:
     images = frames.movedim(-1, -3).to(dtype) / 255
     assert torch.equal(to_frames(images, "x"), frames)
     assert torch.equal(to_frames(images[None], "x"), frames[None])
+    assert torch.equal(to_frames(frames.movedim(-1, -3).to(dtype) * (1 / 255), "x"), frames)  # others' arithmetic
+    assert torch.equal(to_frames((images - 0.4 / 255).clamp(min=0), "x"), frames)  # rounded, not cut
     assert torch.equal(to_frames(frames.movedim(-1, -3), "x"), frames)  # uint8 already
 
 

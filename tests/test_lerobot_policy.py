@@ -12,10 +12,10 @@ import torch
 from other_python import run_there
 from test_datasets import CAMERAS, make_episode, write
 
+from s2robot import registry
 from s2robot.adapters import lerobot
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, UnknownName
-from s2robot.registry import POLICIES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 try:
@@ -84,8 +84,11 @@ def test_features_are_the_encoders_own_and_images_pass_the_processors_untouched(
     assert np.array_equal(frames[0], make_episode(5).frames[0]) and np.array_equal(frames[1], make_episode(2).frames[2])
     expected = ONE_SCALE.build("cpu")(frames.numpy())
     torch.testing.assert_close(policy._read(frames), expected.map, atol=1e-4, rtol=0)
-    compressed = policy._seen(batch)
-    assert compressed.shape == (2, 2, 64, 8, 8) and compressed.abs().mean() < 3  # fitted: about unit variance
+    assert policy._seen(batch).shape == (2, 2, 64, 8, 8)
+    fitted = registry.neck().Compression(policy.network.shapes, 64)
+    fitted.fit(policy.encoder(np.concatenate([make_episode(seed).frames for seed in SEEDS])).map)
+    for name, value in fitted.state_dict().items():  # as `s2robot train` fits it to all observations
+        torch.testing.assert_close(policy.network.compression.state_dict()[name], value, atol=1e-2, rtol=1e-2)
 
 
 @here
@@ -104,7 +107,7 @@ def test_state_is_brought_to_unit_variance_and_actions_to_their_range_and_back(f
 
 
 @here
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("kind", registry.POLICIES)
 def test_every_kind_learns_and_the_encoder_stays_as_it_was(kind: str, folder: Path) -> None:
     policy, before, _, dataset = made(folder, kind=kind)
     batch = before(batch_of(dataset, *range(0, len(dataset), 3)))
@@ -161,6 +164,12 @@ def test_it_looks_once_a_chunk_and_the_first_look_stands_in_for_missing_ones(fol
     chunks = [policy.predict_action_chunk(step) for step in steps[::2]]
     assert torch.equal(torch.stack(asked), torch.stack([chunk[:, k] for chunk in chunks for k in range(2)]))
     assert chunks[0].shape == (1, 4, 7) and chunks[0].abs().max() <= 1
+    with torch.no_grad():
+        one, two = (
+            policy.network.look(*(part[:, 0] for part in policy._observed(step, timed=False))) for step in steps[:3:2]
+        )
+        expected = policy.network.predict(torch.stack([one, one, two], dim=1), policy._noise)
+    torch.testing.assert_close(chunks[1], expected.clamp(-1, 1))
     policy.reset()
     again = policy.predict_action_chunk(steps[0])
     assert torch.equal(again, chunks[0]) and not torch.equal(policy.predict_action_chunk(steps[0]), chunks[1])
@@ -171,7 +180,7 @@ def test_it_looks_once_a_chunk_and_the_first_look_stands_in_for_missing_ones(fol
 
 
 @here
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("kind", registry.POLICIES)
 def test_saved_and_loaded_it_acts_the_same_and_the_encoder_is_not_in_the_file(
     kind: str, folder: Path, tmp_path: Path
 ) -> None:

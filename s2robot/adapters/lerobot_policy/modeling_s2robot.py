@@ -130,7 +130,7 @@ class S2RobotPolicy(PreTrainedPolicy):  # type: ignore[misc] # LeRobot has no ty
         for start in range(0, len(rows), PIECE):
             items = [dataset[int(row)] for row in rows[start : start + PIECE]]
             keys = [FEATURES] if self.config.use_s2_features else self.config.camera_keys
-            found.append(self._tokens({key: torch.stack([item[key] for item in items]) for key in keys}))
+            found.append(self._tokens({key: torch.stack([item[key] for item in items]) for key in keys}).cpu())
         network: Any = self.network
         network.compression.fit(torch.cat(found))
         self._remembered.forget()
