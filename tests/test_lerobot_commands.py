@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from other_python import ROOT, run_there
 from test_datasets import CAMERAS, write
 
 from s2robot import cli
+from s2robot.errors import UnknownName, UsageError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 try:
@@ -32,7 +34,7 @@ SMALL = ["--policy.device=cpu", "--policy.encoder.scales=[1]", "--policy.fit_fra
 
 @pytest.mark.slow
 def test_all_of_this_in_an_environment_that_has_lerobot() -> None:
-    assert "passed" in run_there("lerobot", "test_lerobot_commands.py")
+    assert "passed" in run_there("lerobot", "test_lerobot_commands.py", timeout=1800)
 
 
 def lerobot(script: str, *words: str, **more: str) -> str:
@@ -129,6 +131,12 @@ def test_the_environment_shows_what_ours_does(tmp_path: Path) -> None:
         plain.close()
 
 
+@here
+def test_forked_it_says_so_instead_of_hanging() -> None:
+    with multiprocessing.get_context("fork").Pool(1) as pool, pytest.raises(UsageError, match="use_async_envs"):
+        pool.apply_async(LeRobotEnv, ("Lift",)).get(timeout=60)
+
+
 def _same(shown: Any, expected: Any, env: Any) -> None:
     assert env.observation_space.contains(shown)
     for view, pixels in enumerate(shown["pixels"].values()):
@@ -141,7 +149,6 @@ def _same(shown: Any, expected: Any, env: Any) -> None:
 @here
 def test_a_task_or_a_column_that_is_not_there_is_said(tmp_path: Path) -> None:
     from s2robot.adapters.lerobot import export
-    from s2robot.errors import UnknownName
 
     with pytest.raises(UnknownName, match="Did you mean 'Lift'"):
         S2RobotEnv(task="Lfit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,12 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_IMAGES, OBS_STATE
 from numpy.typing import NDArray
 
 from s2robot import registry
+from s2robot.errors import UsageError
 from s2robot.sources import goal_words
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
 GYM_ID = "s2robot/LeRobot-v0"
+_IMPORTED_BY = os.getpid()  # a forked process has not imported this itself
 
 
 @EnvConfig.register_subclass("s2robot")
@@ -76,6 +79,11 @@ class LeRobotEnv(gymnasium.Env[Any, Any]):
     render_mode = "rgb_array"
 
     def __init__(self, task: str, robot: str | None = None, **options: Any) -> None:
+        if os.getpid() != _IMPORTED_BY:  # OpenGL was at work before the fork, and would wait in here for ever
+            raise UsageError(
+                "LeRobot's asynchronous environments are forked, which OpenGL does not survive. Leave out"
+                " --eval.use_async_envs=true; for processes of their own there is s2robot eval"
+            )
         self._env = registry.make_env(task, robot=robot, **options)
         self.task, self._max_episode_steps = task, self._env.task.horizon  # LeRobot reads both
         self.metadata = {**self.metadata, "render_fps": self._env.task.control_hz}
