@@ -11,10 +11,10 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? c
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE LP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup side-ros2 demo demo-quick test test-all check format build clean
+.PHONY: help setup side-ros2 side-lerobot side-robomimic demo demo-quick test test-all check format build clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything in it; again only when pyproject.toml changes
 
@@ -30,6 +30,17 @@ $(READY): pyproject.toml
 side-ros2: $(READY) ## .venvs/ros2: rclpy (it restarts every Python of its environment)
 	bash .ci/make_side.sh ros2 'ros-rclpy[fastrtps]>=7.1,<10' 'ros-sensor-msgs>=5.3,<6' 'ros-std-msgs>=5.3,<6' \
 		'ros-std-srvs>=5.3,<6' 'ros-diagnostic-msgs>=5.3,<6'
+
+# LeRobot asks for torch below 2.11, six gigabytes of it: here it runs beside ours, with what its training and
+# evaluation truly import.
+side-lerobot: $(READY) ## .venvs/lerobot: LeRobot 0.4.4 (it wants numpy 2 and an older draccus and hub)
+	bash .ci/make_side.sh lerobot 'numpy>=2,<2.3' 'datasets>=4,<5' 'huggingface-hub>=0.34.2,<0.36' 'accelerate>=1.10,<2' \
+		'diffusers>=0.27.2,<0.36' 'draccus==0.10.0' 'einops>=0.8,<0.9' 'av>=15,<16' 'jsonlines>=4,<5' 'deepdiff>=7.0.1,<9' \
+		'imageio[ffmpeg]>=2.34,<3' 'pyserial>=3.5,<4' -- 'lerobot>=0.4.4,<0.5'
+
+# robomimic asks for egl_probe too, which is built from C and only looks for a GPU to render on.
+side-robomimic: $(READY) ## .venvs/robomimic: robomimic 0.3
+	bash .ci/make_side.sh robomimic 'psutil>=5' 'imageio>=2,<3' 'tensorboardX>=2.6,<3' 'matplotlib>=3.8,<4' -- 'robomimic>=0.3,<0.4'
 
 demo: $(READY) ## collect, encode, train, evaluate Lift; then open runs/demo/report.html (about 5 minutes)
 	$(BIN)/s2robot demo
