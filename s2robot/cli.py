@@ -64,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if debug:
-        logging.getLogger("s2robot").setLevel(logging.DEBUG)
+    logger = logging.getLogger("s2robot")
+    before = logger.level
+    logger.setLevel(logging.DEBUG if debug else before)
     try:
         return _run(words)
     except BrokenPipeError:  # `s2robot list | head`
@@ -77,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, message = _explain(error)
         Console(stderr=True, soft_wrap=True).print(f"[red bold]s2robot:[/] {_escape(message)}", highlight=False)
         return code
+    finally:
+        logger.setLevel(before)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

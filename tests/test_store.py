@@ -169,7 +169,8 @@ def test_other_weights_data_or_stride_are_another_folder(dataset: DemoDataset, t
 
 
 ENCODE = """
-import multiprocessing, sys, test_store
+import multiprocessing, signal, sys, test_store
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
 if __name__ == "__main__":
     def tell(*state):
         print(*[process.pid for process in multiprocessing.active_children()], flush=True)
