@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,10 @@ def test_every_error_has_its_exit_code(
     monkeypatch.setattr(cli, "_run", fail)
     assert cli.main(["demo"]) == code
     assert "Traceback" not in capsys.readouterr().err
+    before = logging.getLogger("s2robot").level
     assert cli.main(["demo", "--debug"]) == code
     assert "Traceback" in capsys.readouterr().err
+    assert logging.getLogger("s2robot").level == before
 
 
 def test_list_is_readable_by_programs(capsys: pytest.CaptureFixture[str]) -> None:
