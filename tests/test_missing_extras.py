@@ -48,6 +48,18 @@ def test_what_is_missing_comes_with_its_pip_line(need: Need, monkeypatch: pytest
     assert f"Run: pip install 's2robot[{need.extra}]'" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["lerobot_policy", "robomimic"])
+def test_what_is_made_of_a_stacks_classes_names_its_extra_when_imported(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = name.partition("_")[0]
+    for module in [module for module in sys.modules if module.split(".")[0] == extra]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, extra, None)
+    with pytest.raises(MissingExtra, match=rf"pip install 's2robot\[{extra}\]'"):
+        importlib.import_module(f"s2robot.adapters.{name}")
+
+
 @pytest.mark.parametrize("extra", sorted({need.extra for need in NEEDS}))
 def test_the_extra_that_is_named_is_there(extra: str) -> None:
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
