@@ -38,14 +38,14 @@ class Case(NamedTuple):
     marks: tuple[pytest.MarkDecorator, ...] = ()
 
 
-SLOW = (pytest.mark.sim, pytest.mark.slow)
+SIM = (pytest.mark.sim,)
 CASES: dict[str, Case] = {
     "encode_video.py": Case(("{clip}", "--frames", "4", "--out", "{out}"), ("4 frames, map (384,", " Hz"), ("av",)),
-    "own_training_loop.py": Case(("{demos}", "--epochs", "2", "--stride", "8"), ("epoch 1: ",), (), SLOW),
+    "own_training_loop.py": Case(("{demos}", "--epochs", "2", "--stride", "8"), ("epoch 1: ",), (), SIM),
     "own_vit.py": Case((), ("multiscale_forward: tokens (2, 65, 192)", "map (2, 1, 192, 8, 11)")),
-    "own_task.py": Case(("1",), ("1 of 1 pushed over the line",), (), (pytest.mark.sim,)),
-    "own_policy.py": Case(("{demos}", "{out}", "20", "1"), (" of 1 succeeded",), (), SLOW),
-    "sb3_ppo.py": Case(("--steps", "16", "--envs", "1", "--out", "{out}"), ("fps",), ("stable_baselines3",), SLOW),
+    "own_task.py": Case(("1",), ("1 of 1 pushed over the line",), (), SIM),
+    "own_policy.py": Case(("{demos}", "{out}", "20", "1"), (" of 1 succeeded",), (), SIM),
+    "sb3_ppo.py": Case(("--steps", "16", "--envs", "1", "--out", "{out}"), ("fps",), ("stable_baselines3",), SIM),
     "onnxruntime_alone.py": Case(("{onnx}",), ("tokens  (1, 1, 88, 384) float32", "ms a frame"), ("onnxruntime",)),
     "openvino_alone.py": Case(("{openvino}",), ("tokens  (1, 1, 88, 384) float32", "ms a frame"), ("openvino", "onnx")),
 }

@@ -19,7 +19,7 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from s2robot.adapters.sb3 import FeatureReplayBuffer, FrameFeatures, GymnasiumVecEnv, S2FeaturesExtractor, S2VecEnv
+from s2robot.adapters.sb3 import FeatureReplayBuffer, GymnasiumVecEnv, S2FeaturesExtractor, S2VecEnv
 
 pytestmark = pytest.mark.sim
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,11 +106,3 @@ def test_the_pages_table_is_what_its_program_prints(capsys: pytest.CaptureFixtur
     exec(compile(snippets()[1], "reinforcement.md", "exec"), {})
     rows = capsys.readouterr().out.strip().splitlines()
     assert len(rows) == 8 and "\n".join(rows) in (ROOT / "docs/reinforcement.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.slow
-def test_the_example_runs(tmp_path: Path) -> None:
-    out = tmp_path / "reach"
-    program(ROOT / "examples/sb3_ppo.py", "--steps", "16", "--envs", "2", "--out", str(out))
-    eyes = FrameFeatures.load(f"{out}.safetensors", device="cpu")
-    assert PPO.load(out, device="cpu").observation_space["features"].shape == eyes.shape(2, (256, 256))
