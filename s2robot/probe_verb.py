@@ -33,7 +33,8 @@ def do_probe(argv: Sequence[str]) -> int:
         return do_reconstruct(argv[1:])
     parser = command.parser(
         "probe",
-        "What frozen features know, on held-out scenes: heads fitted on training scenes, with the simulator's truth.",
+        "What frozen features know, on held-out scenes: heads fitted on training scenes, with the simulator's truth.\n"
+        "`s2robot probe reconstruct --help`: how much of a larger model's features a smaller one holds.",
         "s2robot probe --encoders s2robot-tiny,random,mine=runs/mine/s2robot-tiny.safetensors --quick",
         "--scenes.seed 1",
     )
@@ -69,7 +70,9 @@ def do_reconstruct(argv: Sequence[str]) -> int:
 
     parser = command.parser(
         "probe reconstruct",
-        "How much of a larger model's features a smaller one holds, with one scale and with several.",
+        "How much of a larger model's features a smaller one holds, with one scale and with several.\n"
+        "Encoders are named as for `s2robot probe`; a bound is a still larger one, which ratios are taken against.\n"
+        "Frames are of a folder of images, videos and demonstrations, of one of these, or a run's frames.npy.",
         "s2robot probe reconstruct --small vit-small --large vit-base --bound vit-large --source recordings/",
         "--frames 2000",
     )

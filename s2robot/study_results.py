@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from s2robot import compare, files, machine, registry, statistics
 from s2robot.datasets import DemoDataset
+from s2robot.encoder import EncoderConfig
 from s2robot.rollouts import EpisodeResult, read_results
 
 if TYPE_CHECKING:
@@ -95,23 +97,24 @@ def _arm(name: str, study: StudyConfig, cells: Sequence[Cell], dataset: DemoData
         "differs": study.arms[name],
         "kind": config.kind,
         "policy_parameters": files.read_json(policies[0])["parameters"] if policies else None,
-        **_encoder_cost(config, dataset),
+        **_encoder_cost(None if registry.reads_frames(config.kind) else config.encoder, dataset.frame_shape[:3]),
         "decision_ms": latency,
         "hz": 1e3 / latency["p50"] if latency else None,
     }
 
 
-def _encoder_cost(config: Any, dataset: DemoDataset) -> dict[str, Any]:
-    """Parameters, channels, and GFLOPs of all cameras' frames at one moment; none where there is no encoder."""
-    if registry.reads_frames(config.kind):
+@functools.cache  # asked after every run
+def _encoder_cost(encoder: EncoderConfig | None, frames: tuple[int, int, int]) -> dict[str, Any]:
+    """Parameters, channels, and GFLOPs of all frames (V, H, W) of one moment; none where there is no encoder."""
+    if encoder is None:
         return {"encoder_parameters": None, "channels": None, "gflops": None}
     from s2robot.flops import encoder_cost
 
-    views, height, width = dataset.frame_shape[:3]
-    encoder = config.encoder.build()
+    views, height, width = frames
+    built = encoder.build()
     return {
-        "encoder_parameters": sum(p.numel() for p in encoder.parameters()),
-        "channels": encoder.channels,
-        "grid": list(encoder.grid_of((height, width))),
-        "gflops": views * encoder_cost(encoder, (height, width)).gflops,
+        "encoder_parameters": sum(p.numel() for p in built.parameters()),
+        "channels": built.channels,
+        "grid": list(built.grid_of((height, width))),
+        "gflops": views * encoder_cost(built, (height, width)).gflops,
     }
