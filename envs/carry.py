@@ -14,11 +14,13 @@ class CarryExpert(LiftExpert):
 
     Reads `cube` (whatever is carried), `place` (where its centre should come to), `gripper`, `fingers`. Where it goes
     with the thing in hand is again a smooth function of where the thing is, and it lets go where the thing has come to
-    rest: that the fingers' position cannot tell, but the eyes can.
+    rest: that the fingers' position cannot tell, but the eyes can. It aims a little below the place, as a grasp does below
+    the centre: a pupil that sees the thing some millimetres too low would otherwise come to rest above it, and never let go.
     """
 
     CARRY = 0.06  # height kept over the place while beside it [m]
     SPOT, BESIDE = 0.008, 0.05  # horizontal error at which the second funnel has come all the way down, begins [m]
+    PRESS = 0.012  # aimed this far below the place [m]
     RESTING = (0.012, 0.006)  # let go within this much sideways and in height [m]
     NEAR = 0.03  # the thing's centre is this near the gripper when it is held [m]
 
@@ -38,7 +40,7 @@ class CarryExpert(LiftExpert):
         grasp = super().act(state)
         if not self._holds(state):
             return grasp
-        height = self.CARRY * np.clip((aside - self.SPOT) / (self.BESIDE - self.SPOT), 0, 1)
+        height = self.CARRY * np.clip((aside - self.SPOT) / (self.BESIDE - self.SPOT), 0, 1) - self.PRESS
         below = error[2] + height > 0.02  # first up, then over: nothing must be met sideways
         sideways = error[:2] * (0.1 if below and aside > self.SPOT else 1.0)
         return self._move(np.array([*sideways, error[2] + height]), close=True)

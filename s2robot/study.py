@@ -2,6 +2,7 @@
 
     <out>/study.yaml              the question, resolved
           demos.hdf5, features/   the demonstrations, and a store an encoder (or beside the file of `--data`)
+          demos-128px.hdf5        the same drawn again, for arms whose cameras have another size
           <arm>-<level>/seed-0/   a run, as `train` and `eval` leave it: `compare` and `report` read it
           results.json            all that is finished so far
           report.html             the same, to look at
@@ -22,10 +23,11 @@ from rich.console import Console
 
 from s2robot import config as configuration
 from s2robot import files, progress, registry
-from s2robot.collect import collect
+from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.demo import DemoConfig, run_schema, source_of
 from s2robot.errors import InvalidInput, UnknownName
+from s2robot.rerender import RenderConfig, render
 from s2robot.rollouts import EvalConfig, evaluate
 from s2robot.runs import SEED_FOLDER
 from s2robot.study_page import write_page
@@ -128,13 +130,13 @@ def run_study(study: StudyConfig, out: Path, console: Console, data: Path | None
         InvalidInput: the folder holds a study with other arms of the same name, or other settings.
     """
     every = list(cells(study))  # a wrong setting is said before anything is done
-    if strange := [cell.arm for cell in every if cell.config.collect != every[0].config.collect]:
+    if strange := [cell.arm for cell in every if _drawn_alike(cell) != _drawn_alike(every[0])]:
         raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
     _keep(study, out)
     dataset = _demonstrations(every[0].config, out, console, data)
     for number, cell in enumerate(every, start=1):
         console.print(f"{number} of {len(every)}: {cell.folder}", highlight=False)
-        run_cell(cell, dataset, study.shifts, out, console)
+        run_cell(cell, _as_seen(cell, every[0], dataset, out, console), study.shifts, out, console)
         files.write_json(out / "results.json", tabulate(study, every, dataset, out))
         write_page(out)
     return out / "report.html"
@@ -180,6 +182,24 @@ def _keep(study: StudyConfig, out: Path) -> None:
     whole = dataclasses.asdict(dataclasses.replace(study, arms=arms))
     with files.atomic(path) as temporary:
         temporary.write_text(configuration.as_yaml(whole), encoding="utf-8")
+
+
+def _drawn_alike(cell: Cell) -> CollectConfig:
+    """What is demonstrated, at whatever size it is drawn."""
+    return dataclasses.replace(cell.config.collect, frame_size=CollectConfig.frame_size)
+
+
+def _as_seen(cell: Cell, first: Cell, dataset: DemoDataset, out: Path, console: Console) -> DemoDataset:
+    """The demonstrations as an arm's cameras see them: the same episodes, drawn again where the size is another."""
+    size = cell.config.collect.frame_size
+    path = out / f"demos-{size}px.hdf5"
+    if size == first.config.collect.frame_size:
+        return dataset
+    if path.exists():
+        return DemoDataset(path)
+    drawing = RenderConfig(frame_size=size, workers=cell.config.collect.workers)
+    with progress.bar(f"draw at {size} px", console) as report:
+        return render(dataset.path, path, drawing, report).dataset
 
 
 def _demonstrations(config: DemoConfig, out: Path, console: Console, data: Path | None) -> DemoDataset:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from s2robot import cli, compare, files
 from s2robot import config as configuration
+from s2robot.datasets import DemoDataset
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 from s2robot.rollouts import read_results
 from s2robot.study import StudyConfig, cells, merged, read_study, run_study
@@ -104,6 +106,24 @@ def test_a_study_that_cannot_be_is_refused_before_anything_is_done(
     with pytest.raises(error, match=words):
         run_study(read_study(source), tmp_path / "out", Console(quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.sim
+def test_an_arm_with_other_cameras_sees_the_same_episodes_drawn_again(tmp_path: Path) -> None:
+    arms: dict[str, dict[str, Any]] = {
+        "far": {"collect": {"frame_size": 32}, "encoder": {"scales": [1]}},
+        "near": {"encoder": {"scales": [1]}},
+    }
+    order = {"near": arms["near"], "far": arms["far"]}
+    out = tmp_path / "out"
+    assert cli.main(["study", written(tmp_path / "a.yaml", arms=order, seeds=[0]), "--out", str(out)]) == 0
+    near, far = DemoDataset(out / "demos.hdf5"), DemoDataset(out / "demos-32px.hdf5")
+    assert near.frame_shape[1:3] == (64, 64) and far.frame_shape[1:3] == (32, 32)
+    for k in range(len(near)):
+        assert near.attribute(k, "seed") == far.attribute(k, "seed")
+        np.testing.assert_array_equal(near.field(k, "actions"), far.field(k, "actions"))
+    described = {arm: files.read_json(out / arm / "seed-0" / "policy" / "policy.json") for arm in arms}
+    assert (described["near"]["frame_size"], described["far"]["frame_size"]) == (64, 32)
 
 
 def test_an_unknown_arm_names_the_nearest(tmp_path: Path) -> None:
