@@ -14,8 +14,8 @@ class CarryExpert(LiftExpert):
 
     Reads `cube` (whatever is carried), `place` (where its centre should come to), `gripper`, `fingers`. Where it goes
     with the thing in hand is again a smooth function of where the thing is, and it lets go where the thing has come to
-    rest: that the fingers' position cannot tell, but the eyes can. It aims a little below the place, as a grasp does below
-    the centre: a pupil that sees the thing some millimetres too low would otherwise come to rest above it, and never let go.
+    rest: that the fingers' position cannot tell, but the eyes can. It aims a little below the place, as a grasp does
+    below the centre: a pupil that is some millimetres wrong would else come to rest above it, and never let go.
     """
 
     CARRY = 0.06  # height kept over the place while beside it [m]
