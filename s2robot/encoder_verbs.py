@@ -25,6 +25,7 @@ _SHORT |= {"precision": "encoder.precision", "grid": "encoder.grid", "checkpoint
 def do_bench(argv: Sequence[str]) -> int:
     kinds = {
         "encoder": _bench_encoder,
+        "cost": _bench_cost,
         "stream": _bench_stream,
         "env": env_verbs.bench_env,
         "serve": serve_verb.bench_serve,
@@ -34,8 +35,8 @@ def do_bench(argv: Sequence[str]) -> int:
         return kinds[argv[0]](argv[1:])
     parser = command.parser(
         "bench",
-        "Time an encoder (encoder), what reuse of unchanged tiles saves on a task's frames (stream), a task (env), a"
-        " policy server (serve), or a ROS 2 node (ros2).",
+        "Time an encoder (encoder), or count what it costs without its weights (cost); time what reuse of unchanged"
+        " tiles saves on a task's frames (stream), a task (env), a policy server (serve), or a ROS 2 node (ros2).",
         "s2robot bench encoder --help",
         "--encoder.grid finest",
     )
@@ -75,6 +76,40 @@ def _bench_encoder(argv: Sequence[str]) -> int:
         f"{result['machine']['cpu']}, {result['machine']['cores']} cores; its matrix products reach {peak:.0f} GFLOP/s",
         highlight=False,
     )
+    return 0
+
+
+def _bench_cost(argv: Sequence[str]) -> int:
+    from s2robot.bench_cost import CostConfig, against_paper, cost
+
+    parser = command.parser(
+        "bench cost",
+        "Parameters, tokens, channels and multiply-adds of one square frame. Nothing is downloaded, nothing runs.",
+        "s2robot bench cost --encoder vit-base,dinov2-vit-large --sizes 224,448",
+        "--encoder.tile 256",
+    )
+    parser.add_argument("--encoder", default=None, help="one name or several, a,b (default: s2robot-tiny)")
+    parser.add_argument("--paper", action="store_true", help="the rows of the S2 paper, its figures beside ours")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    command.shorthands(parser, scales="encoder.scales", sizes="encoder.sizes", grid="encoder.grid")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(CostConfig, None, command.overrides(options, rest)).encoder
+    names = (options.encoder or config.name).split(",")
+    rows = against_paper() if options.paper else [cost(dataclasses.replace(config, name=name)) for name in names]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    heads = ["encoder", "sizes", "million parameters", "tiles", "grid", "channels", "GFLOPs"]
+    table = _table(heads + (["paper", "off", "table"] if options.paper else []))
+    for row in rows:
+        sizes, grid = ",".join(map(str, row["sizes"])), "x".join(map(str, row["grid"]))
+        cells = [row["encoder"], sizes, f"{row['parameters'] / 1e6:.1f}", str(row["tiles"]), grid, str(row["channels"])]
+        cells.append(f"{row['gflops']:.1f}")
+        cells += [f"{row['paper']:g}", f"{100 * row['off']:+.1f} %", row["table"]] if options.paper else []
+        table.add_row(*cells)
+    console = Console()
+    console.width = console.width if console.is_terminal else 140
+    console.print(table)
     return 0
 
 
