@@ -89,14 +89,20 @@ class ACTNetwork(Neck):
 
     def predict(self, looks: Tensor, noise: torch.Generator) -> Tensor:
         """The chunk after the last look, (B, A, M), in the middle of all styles; draws no noise."""
-        style = looks.new_zeros(*looks.shape[:2], self.config.latent) if self.config.latent else None
-        chunks: Tensor = self(looks, style)
+        chunks: Tensor = self(looks, self._middle(looks))
         return chunks[:, -1]
 
+    def _middle(self, looks: Tensor) -> Tensor | None:
+        """No style rather than another: the mean of the standard normal, (B, T, latent)."""
+        return looks.new_zeros(*looks.shape[:2], self.config.latent) if self.config.latent else None
+
     def loss(self, looks: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        """Mean absolute error after every look, and what the style says beyond a standard normal."""
-        if not self.config.latent:
-            return masked_mean((self(looks, None) - actions).abs(), valid)
+        """Mean absolute error after every look, and what the style says beyond a standard normal.
+
+        Held-out actions are not shown to it: there the loss is the error of what `predict` would do.
+        """
+        if not (self.config.latent and self.training):
+            return masked_mean((self(looks, self._middle(looks)) - actions).abs(), valid)
         shown = torch.cat([(actions * valid[..., None]).flatten(-2), looks], dim=-1)
         mean, log_variance = self.posterior(shown).chunk(2, dim=-1)  # (B, T, latent) each
         style = mean + (log_variance / 2).exp() * torch.randn_like(mean)

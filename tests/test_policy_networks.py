@@ -148,7 +148,8 @@ def test_what_act_decides_after_a_look_knows_nothing_later() -> None:
 
 def test_act_pays_for_what_its_style_says() -> None:
     """The divergence of the style from a standard normal, `kl_weight` times."""
-    network, std = network_of("act", latent=2, kl_weight=10.0).eval(), torch.tensor([0.5, 2.0])
+    quiet = {"dropout": 0.0, "proprioception_noise": 0.0}
+    network, std = network_of("act", latent=2, kl_weight=10.0, **quiet).train(), torch.tensor([0.5, 2.0])
     batch, mean = batch_of(network), torch.tensor([0.3, -1.0])
     with torch.no_grad():
         network.style.weight.zero_()  # so that chunks are the same whatever it says
@@ -160,6 +161,20 @@ def test_act_pays_for_what_its_style_says() -> None:
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0)).sum()
     torch.testing.assert_close(something - nothing, 10 * expected, rtol=1e-4, atol=0)
+
+
+def test_act_is_not_shown_what_it_is_to_predict_when_it_is_judged() -> None:
+    """In training the style is read from the actions; the loss on held-out ones is the error of what it would do."""
+    network = network_of("act", latent=2).eval()
+    batch = batch_of(network)
+    with torch.no_grad():
+        network.style.weight.mul_(100)  # a style read from the actions would be seen
+        judged, again = network.batch_loss(batch), network.batch_loss(batch)
+        looks = torch.zeros(len(batch.actions), batch.actions.shape[1], network.look_width)
+        assert torch.equal(judged, again)  # and none is drawn
+        network.posterior[-1].bias.add_(5)
+        assert torch.equal(network.batch_loss(batch), judged)
+        assert torch.equal(network.predict(looks, torch.Generator()), network(looks, network._middle(looks))[:, -1])
 
 
 def test_a_mixture_is_a_density() -> None:
