@@ -35,7 +35,7 @@ class CarryExpert(LiftExpert):
             self._let_go = True
         if self._let_go:
             if aside < 2 * self.RESTING[0]:
-                return self._move(np.array([0.0, 0.0, 0.05]), close=False)
+                return self._move(np.array([0.0, 0.0, 0.05 if self._open(state) else 0.0]), close=False)
             self.reset()  # it fell off: begin again
         grasp = super().act(state)
         if not self._holds(state):
@@ -44,6 +44,10 @@ class CarryExpert(LiftExpert):
         below = error[2] + height > 0.02  # first up, then over: nothing must be met sideways
         sideways = error[:2] * (0.1 if below and aside > self.SPOT else 1.0)
         return self._move(np.array([*sideways, error[2] + height]), close=True)
+
+    def _open(self, state: Privileged) -> bool:
+        """Whether the fingers are off the thing: who rises before takes it along, and is to carry again."""
+        return bool(state["fingers"][0] > state["open"][0] - self.LEFT)
 
     def _holds(self, state: Privileged) -> bool:
         near = np.linalg.norm(state["cube"] - state["gripper"]) < self.NEAR

@@ -5,6 +5,7 @@
           demos-128px.hdf5        the same drawn again, for arms whose cameras have another size
           <arm>-<level>/seed-0/   a run, as `train` and `eval` leave it: `compare` and `report` read it
           results.json            all that is finished so far
+          videos.json, videos/    one start as every arm plays it, once all is finished
           report.html             the same, to look at
 
 Every cell is trained and judged as the verbs do it, so a killed study goes on where it was. Cells are done seed by
@@ -32,6 +33,7 @@ from s2robot.rollouts import EvalConfig, evaluate
 from s2robot.runs import SEED_FOLDER
 from s2robot.study_page import write_page
 from s2robot.study_results import tabulate
+from s2robot.study_videos import film
 from s2robot.training import train
 
 LISTS = ("levels", "seeds", "shifts")
@@ -139,6 +141,9 @@ def run_study(study: StudyConfig, out: Path, console: Console, data: Path | None
         run_cell(cell, _as_seen(cell, every[0], dataset, out, console), study.shifts, out, console)
         files.write_json(out / "results.json", tabulate(study, every, dataset, out))
         write_page(out)
+    with progress.bar("film", console) as report:
+        film(every, study.shifts[0], out, report)
+    write_page(out)
     return out / "report.html"
 
 

@@ -10,6 +10,7 @@ from s2robot import __version__, page
 from s2robot.charts import Mark, Series, line_chart_svg, mark_chart_svg
 from s2robot.files import atomic, read_json
 from s2robot.page import Html, tag
+from s2robot.study_videos import FILE
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -19,7 +20,9 @@ def write_page(out: Path) -> Path:
     results = read_json(out / "results.json", "Run the study again: what it has finished is kept.")
     conditions = list(dict.fromkeys(row["shift"] for row in results["rows"]))
     sections = [_success(results, [row for row in results["rows"] if row["shift"] == shift]) for shift in conditions]
-    html = page.document(results["title"], _header(results), *sections, _costs(results), _provenance(results))
+    html = page.document(
+        results["title"], _header(results), *sections, _videos(out), _costs(results), _provenance(results)
+    )
     with atomic(out / "report.html") as unfinished:
         unfinished.write_text(html, encoding="utf-8")
     return out / "report.html"
@@ -74,14 +77,14 @@ def _success(results: Mapping[str, Any], rows: Rows) -> Html:
     header = ["Arm", results["vary"], "Successes", "0 to 100\u00a0%", "Rate", "By training seed", "Less the first", ""]
     return page.section(
         f"How often it succeeds under {shift}" if shift else "How often it succeeds",
-        page.chart(_chart(results, rows)),
+        *map(page.chart, _charts(results, rows)),
         page.table(header, cells, numeric=[1, 2], stack=True),
         tag("p", "95\u00a0% intervals over training seeds and episodes; differences on the same seeds.", class_="soft"),
     )
 
 
-def _chart(results: Mapping[str, Any], rows: Rows) -> str:
-    """Success along the levels, a line an arm; without levels, against what an arm costs."""
+def _charts(results: Mapping[str, Any], rows: Rows) -> list[str]:
+    """Success along the levels, a line an arm; without levels, against what an arm costs, in sums and in time."""
     if results["vary"]:
         arms = dict.fromkeys(row["arm"] for row in rows)
         lines = []
@@ -89,12 +92,39 @@ def _chart(results: Mapping[str, Any], rows: Rows) -> str:
             mine = [row for row in rows if row["arm"] == arm]
             rates = {key: [100 * row[key] for row in mine] for key in ("rate", "low", "high")}
             lines.append(Series(arm, [row["level"] for row in mine], rates["rate"], rates["low"], rates["high"]))
-        return line_chart_svg(lines, "Success", results["vary"], "%")
-    costs = {name: arm["gflops"] or 0.0 for name, arm in results["arms"].items()}
-    marks = [
-        Mark(costs[row["arm"]], 100 * row["rate"], 100 * row["low"], 100 * row["high"], row["arm"]) for row in rows
-    ]
-    return mark_chart_svg(marks, "Success and cost", "GFLOPs a look, all cameras (0: no encoder)", "%")
+        return [line_chart_svg(lines, "Success", results["vary"], "%")]
+    charts = []
+    for key, title, label in (
+        ("gflops", "Success and cost", "GFLOPs a look, all cameras (0: no encoder)"),
+        ("hz", "Success and rate", "looks a second, encode and act, as measured in the rollouts"),
+    ):
+        at = {name: arm[key] or 0.0 for name, arm in results["arms"].items()}
+        marks = [
+            Mark(at[row["arm"]], 100 * row["rate"], 100 * row["low"], 100 * row["high"], row["arm"]) for row in rows
+        ]
+        charts.append(mark_chart_svg(marks, title, label, "%"))
+    return charts
+
+
+def _videos(out: Path) -> Html | None:
+    """One start as every arm plays it."""
+    if not (out / FILE).exists():
+        return None
+    shown = read_json(out / FILE, f"Delete {out / FILE} and run the study again: it is made anew.")
+    parts = []
+    for arm, success in shown["success"].items():
+        deed = "succeeds" if success else "fails"
+        parts.append(page.video(out / "videos" / f"{arm}.mp4", f"{arm} {deed}", f"{arm} {deed}."))
+    return page.section(
+        "The same start",
+        tag("div", *parts, class_="pair"),
+        tag(
+            "p",
+            f"Episode {shown['seed']:,}, the one that the arms disagree about most (training seed"
+            f" {shown['training_seed']}). One episode shows how, not how often.",
+            class_="soft",
+        ),
+    )
 
 
 def _costs(results: Mapping[str, Any]) -> Html:

@@ -17,6 +17,7 @@ from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 from s2robot.rollouts import read_results
 from s2robot.study import StudyConfig, cells, merged, read_study, run_study
 from s2robot.study_page import write_page
+from s2robot.study_videos import telling_seed
 
 RUN = {
     "collect": {"task": "Reach", "demos": 3, "frame_size": 64, "workers": 1},
@@ -68,6 +69,18 @@ def test_a_study_trains_and_judges_every_arm_on_the_same_seeds_and_goes_on_where
     assert cli.main([*words, "--seeds", "0", "--eval.episodes", "3"]) == 0
     assert files.read_json(out / "results.json")["rows"][0]["episodes"] == 3
     assert cli.main([*words, "--train.steps", "5"]) == 2
+    # Where the arms disagree about a start, the page plays it; here neither arm can do anything, so one is made to.
+    assert not (out / "videos.json").exists()
+    log = out / "base-2" / "seed-0" / "episodes-fast.jsonl"
+    told = [{**row, "success": row["seed"] == 100_001} for row in files.read_jsonl(log)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in told))
+    assert cli.main([*words, "--seeds", "0"]) == 0
+    shown = files.read_json(out / "videos.json")
+    assert (shown["seed"], shown["success"]) == (100_001, {"s2": False, "base": True})
+    assert (out / "report.html").read_text().count("<video") == 2
+    filmed = (out / "videos" / "s2.mp4").stat().st_mtime_ns
+    assert cli.main([*words, "--seeds", "0"]) == 0
+    assert (out / "videos" / "s2.mp4").stat().st_mtime_ns == filmed
 
 
 def test_settings_of_an_arm_reach_its_runs_and_no_other(tmp_path: Path) -> None:
@@ -124,6 +137,15 @@ def test_an_arm_with_other_cameras_sees_the_same_episodes_drawn_again(tmp_path: 
         np.testing.assert_array_equal(near.field(k, "actions"), far.field(k, "actions"))
     described = {arm: files.read_json(out / arm / "seed-0" / "policy" / "policy.json") for arm in arms}
     assert (described["near"]["frame_size"], described["far"]["frame_size"]) == (64, 32)
+
+
+def test_the_telling_start_is_one_that_all_arms_met_and_half_of_them_fail() -> None:
+    assert telling_seed({"a": {1: True, 2: True}, "b": {1: True, 2: True}}) is None
+    outcomes = {"a": {1: True, 2: True, 3: True}, "b": {1: True, 2: False, 3: False}, "c": {1: True, 2: True, 3: False}}
+    outcomes["d"] = {1: True, 2: True, 3: False, 4: True}
+    assert telling_seed(outcomes) == 2
+    outcomes["c"][3] = True
+    assert telling_seed(outcomes) == 3
 
 
 def test_an_unknown_arm_names_the_nearest(tmp_path: Path) -> None:
