@@ -1,10 +1,12 @@
-"""Several critics at once, each with layer normalisation: the ones of RLPD (Ball et al. 2023) and REDQ (Chen et al. 2021).
+"""Several critics at once, each with layer normalisation: those of RLPD (Ball et al. 2023) and REDQ (Chen et al. 2021).
 
 Layer normalisation keeps a critic from promising much where no data is; an ensemble, of which each target takes the
 least of a few, keeps all of them from agreeing on too much. All members are computed by the same matrix products.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ class Ensemble(nn.Module):
         super().__init__()
         sizes = [inputs, *widths, 1]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             bound = before**-0.5  # as nn.Linear draws
             self.weights.append(nn.Parameter(torch.empty(members, before, after).uniform_(-bound, bound)))
             self.biases.append(nn.Parameter(torch.empty(members, 1, after).uniform_(-bound, bound)))

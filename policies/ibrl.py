@@ -4,8 +4,10 @@
     their own targets
     from the first step on it is about as good as behaviour cloning, and where the actor is better it takes over
 
-The paper's learner is TD3; ours is RLPD's, which also brings the demonstrations. The prior's look and proposal are
-computed once, when a frame is seen, and kept as the features are; the actor sees both.
+The paper's learner is TD3; ours is RLPD's, which also brings the demonstrations. And ours does not begin at random: the
+actor's is the prior's chunk with a correction, which begins at nothing (residual policies, Silver et al. 2018, and
+Ankile et al. 2024), but that may lead anywhere. The prior's look and proposal are computed once, when a frame is seen,
+and kept as the features are; the actor sees both.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2robot.policies.rl_picker import pick
+from s2robot.policies.rl_picker import corrected, pick
 from s2robot.policies.rlpd import ACTIVATION, OFF_POLICY, RLPD, SQUASH, RLPDConfig, RLPDPolicy
 from s2robot.policies.rlpd import make as make_rlpd
 
+LOG_STD = -2.0  # where the actor's noise begins
 PROPOSAL = "proposal"  # the key of the prior's chunk, see `s2robot.adapters.sb3_sight`
 
 
@@ -35,9 +38,23 @@ class IBRLConfig(RLPDConfig):
 class IBRLPolicy(RLPDPolicy):
     """Acts by the better of two proposals."""
 
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        with torch.no_grad():  # begins as the prior with a little noise
+            self.actor.mu.weight.mul_(0.01)
+            self.actor.mu.bias.zero_()
+            self.actor.log_std.weight.mul_(0.01)
+            self.actor.log_std.bias.fill_(LOG_STD)
+
+    def mean(self, latent: Tensor, observations: Any) -> Tensor:
+        return corrected(observations[PROPOSAL], self.actor.mu(latent))
+
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         seen = self.seen(observation)
-        mine = self.actor.mu(self.actor.latent_pi(seen)).tanh() if deterministic else self.drawn(seen)[0]
+        if deterministic:
+            mine = self.mean(self.actor.latent_pi(seen), observation).tanh()
+        else:
+            mine, _ = self.drawn(seen, observation)
         return pick(self.critic.values, seen, torch.stack([mine, observation[PROPOSAL]]))
 
 
@@ -55,8 +72,8 @@ class IBRL(RLPD):
 
     def _next_values(self, batch: Any) -> Tensor:
         seen = self.policy.seen(batch.next_observations)
-        mine, theirs = self.policy.drawn(seen)[0], batch.next_observations[PROPOSAL]
-        return torch.maximum(self._least(seen, mine), self._least(seen, theirs))
+        mine, _ = self.policy.drawn(seen, batch.next_observations)
+        return torch.maximum(self._least(seen, mine), self._least(seen, batch.next_observations[PROPOSAL]))
 
 
 def make(config: IBRLConfig, env: Any, **words: Any) -> Any:

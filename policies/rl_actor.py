@@ -76,7 +76,8 @@ class ActorNetwork(Neck):
         """The chunk to act by, (B, A, M); draws no noise."""
         action: Tensor = self.head(self.trunk(looks[:, -1]))
         squashed = action.tanh() if self.config.squash else action.clamp(-1, 1)
-        return squashed.unflatten(1, (self.config.chunk, self.shapes.actions))
+        chunk: Tensor = squashed.unflatten(1, (self.config.chunk, self.shapes.actions))
+        return chunk
 
     def loss(self, looks: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         raise UsageError("A policy of reinforcement learning does not learn from demonstrations alone: s2robot rl")

@@ -16,6 +16,8 @@ from s2robot.policies.ensemble import Ensemble
 from s2robot.policies.neck import Shapes
 from s2robot.policies.rl_actor import ActorConfig, ActorNetwork
 
+EDGE = 0.99  # a proposal at the very edge could not be corrected: no number is far enough before tanh
+
 
 @dataclass(frozen=True)
 class PickerConfig(ActorConfig):
@@ -54,8 +56,10 @@ class PickerNetwork(ActorNetwork):
         """The chunk of the two that the critics, on average, think more of, (B, A, M)."""
         look = looks[:, -1]
         seen = self.trunk(look)
-        proposals = torch.stack([self.head(seen).tanh(), look[:, -self.config.chunk * self.shapes.actions :]])
-        return pick(self.critic, seen, proposals).unflatten(1, (self.config.chunk, self.shapes.actions))
+        theirs = look[:, -self.config.chunk * self.shapes.actions :]
+        proposals = torch.stack([corrected(theirs, self.head(seen)).tanh(), theirs])
+        chunk: Tensor = pick(self.critic, seen, proposals).unflatten(1, (self.config.chunk, self.shapes.actions))
+        return chunk
 
 
 def propose(
@@ -69,7 +73,13 @@ def propose(
 
 def leading(compressed: Tensor, scales: int, components: int) -> Tensor:
     """The first components of each scale: (B, V, S*all, h, w) -> (B, V, S*components, h, w)."""
-    return compressed.unflatten(2, (scales, -1))[:, :, :, :components].flatten(2, 3)
+    few: Tensor = compressed.unflatten(2, (scales, -1))[:, :, :, :components].flatten(2, 3)
+    return few
+
+
+def corrected(proposal: Tensor, correction: Tensor) -> Tensor:
+    """A proposal (B, N) and its correction, before tanh."""
+    return proposal.clamp(-EDGE, EDGE).atanh() + correction
 
 
 def pick(critic: Ensemble, seen: Tensor, proposals: Tensor) -> Tensor:

@@ -110,13 +110,18 @@ class RLPDPolicy(_policies.SACPolicy):  # type: ignore[misc]
         seen: Tensor = self.actor.extract_features(observations, self.critic.features_extractor)
         return seen
 
-    def drawn(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def drawn(self, seen: Tensor, observations: Any) -> tuple[Tensor, Tensor]:
         """Actions of the actor (B, N), and the logarithms of their probabilities (B,)."""
         actor = self.actor
         latent = actor.latent_pi(seen)
         spread = actor.log_std(latent).clamp(_policies.LOG_STD_MIN, _policies.LOG_STD_MAX)
-        actions, log_prob = actor.action_dist.log_prob_from_params(actor.mu(latent), spread)
+        actions, log_prob = actor.action_dist.log_prob_from_params(self.mean(latent, observations), spread)
         return actions, log_prob
+
+    def mean(self, latent: Tensor, observations: Any) -> Tensor:
+        """The middle of the actor's distribution, before tanh, (B, N)."""
+        mean: Tensor = self.actor.mu(latent)
+        return mean
 
 
 class RLPD(_sac.SAC):  # type: ignore[misc]
@@ -125,7 +130,8 @@ class RLPD(_sac.SAC):  # type: ignore[misc]
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         policy = self.policy
         policy.set_training_mode(True)
-        losses = []
+        losses: list[float] = []
+        batch, seen, target = None, torch.empty(0), torch.empty(0)
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             seen = policy.seen(batch.observations)
@@ -140,13 +146,13 @@ class RLPD(_sac.SAC):  # type: ignore[misc]
                 for kept, new in zip(policy.critic_target.parameters(), policy.critic.values.parameters(), strict=True):
                     kept.lerp_(new, self.tau)
         self._n_updates += gradient_steps
-        self._train_actor(seen.detach())
+        self._train_actor(seen.detach(), batch.observations)
         self.logger.record("train/critic_loss", float(np.mean(losses)))
         self.logger.record("train/target", float(target.mean()))
         policy.set_training_mode(False)
 
-    def _train_actor(self, seen: Tensor) -> None:
-        actions, log_prob = self.policy.drawn(seen)
+    def _train_actor(self, seen: Tensor, observations: Any) -> None:
+        actions, log_prob = self.policy.drawn(seen, observations)
         temperature = self.ent_coef_tensor if self.ent_coef_optimizer is None else self.log_ent_coef.detach().exp()
         values = self.policy.critic(seen, actions).mean(dim=0)  # (B,)
         loss = (temperature * log_prob - values).mean()
@@ -165,7 +171,7 @@ class RLPD(_sac.SAC):  # type: ignore[misc]
     def _next_values(self, batch: Any) -> Tensor:
         """What the next observations are worth, (B,)."""
         seen = self.policy.seen(batch.next_observations)
-        return self._least(seen, self.policy.drawn(seen)[0])
+        return self._least(seen, self.policy.drawn(seen, batch.next_observations)[0])
 
     def _least(self, seen: Tensor, actions: Tensor) -> Tensor:
         """The least of two random critics' targets, (B,)."""

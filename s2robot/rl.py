@@ -3,7 +3,7 @@
     simulations -> what is seen of them -> demonstrations, where the algorithm takes them -> learner -> policy/
 
 <out>/config.yaml       the resolved configuration
-      eyes.safetensors  the compression of what is seen, fitted once
+      eyes.safetensors  the compression of what is seen, fitted once; inputs.json: digests of demonstrations and prior
       metrics.jsonl     one line a thousand control steps, and a point of the curve; tensorboard/ the same
       checkpoints/      the newest one, until the end
       policy/  best/    the last policy, and the one that did best on validation seeds: `s2robot eval <out>[/best]`
@@ -37,7 +37,7 @@ from s2robot.store import encode_dataset
 from s2robot.types import FRAMES
 
 Progress = Callable[[int, int, str], None]
-EYES = "eyes.safetensors"
+EYES, INPUTS = "eyes.safetensors", "inputs.json"
 
 
 def learn(config: RLConfig, progress: Progress = lambda done, total, note: None) -> Path:
@@ -66,6 +66,7 @@ def learn(config: RLConfig, progress: Progress = lambda done, total, note: None)
             model.learn(left, callback=course, log_interval=None, reset_num_timesteps=False)
         course.finish(model)
     finally:
+        course.close()
         run.worlds.close()
     run.keep(model, out / "policy")
     (out / "policy" / "done").touch()
@@ -104,6 +105,7 @@ class _Run:
         self.source = None if self.dataset is None else _source(config, self.dataset, self.cameras)
         self.worlds = sb3_worlds.make_worlds(config.world, config.first_seed, config.sight.see, self.cameras)
         self.sight = self._sight()
+        self._hold()
 
     def model(self) -> Any:
         """The learner, with its demonstrations."""
@@ -143,6 +145,22 @@ class _Run:
             save_file({key: value.clone().contiguous() for key, value in network.state_dict().items()}, str(temporary))
         files.write_json(folder / "policy.json", description)
 
+    def _hold(self) -> None:
+        """What the config only names is what it was when the run began.
+
+        Raises:
+            InvalidInput: demonstrations or prior are others under the same name.
+        """
+        path, prior = self.out / INPUTS, self.config.demos.prior
+        inputs = {"demonstrations": self.dataset.fingerprint[:16] if self.dataset is not None else None}
+        inputs["prior"] = files.digest(policy_file(prior))[:16] if prior else None
+        before = files.read_json(path) if path.exists() else inputs
+        if changed := configuration.differences(before, inputs):
+            raise InvalidInput(
+                f"{self.out} began from other data under the same names ({'; '.join(changed)}). Choose another --out"
+            )
+        files.write_json(path, inputs)
+
     def _sight(self) -> Any:
         """What it is shown; eyes are fitted once, and are the same ever after."""
         from s2robot.adapters import sb3_demos, sb3_sight
@@ -156,7 +174,7 @@ class _Run:
         if self.config.demos.prior:
             prior = sb3_demos.load_prior(self.config.demos.prior, encoder.fingerprint, len(self.cameras))
         if kept.exists():
-            eyes = sb3_sight.Glance.load(kept, encoder=encoder)
+            eyes: Any = sb3_sight.Glance.load(kept, encoder=encoder)
         else:
             eyes = sb3_sight.Glance(encoder, config.kind, compression=self._compression(encoder, prior))
             self.out.mkdir(parents=True, exist_ok=True)
@@ -192,7 +210,8 @@ def first_frames(worlds: Any, count: int, seed: int) -> NDArray[np.uint8]:
         chunk = np.repeat(rng.uniform(-1, 1, (worlds.num_envs, 1, worlds.moves)), worlds.config.execute, axis=1)
         frames.append(worlds.step(chunk.reshape(worlds.num_envs, -1))[0][FRAMES])
     worlds.begun = begun
-    return np.concatenate(frames)[:count]
+    some: NDArray[np.uint8] = np.concatenate(frames)[:count]
+    return some
 
 
 def leading_components(compression: Any, shapes: Any, components: int) -> Any:
@@ -206,6 +225,12 @@ def leading_components(compression: Any, shapes: Any, components: int) -> Any:
     fewer.mean.copy_(compression.mean)
     fewer.basis.copy_(compression.basis[..., :components])
     return fewer
+
+
+def policy_file(run: str) -> Path:
+    """The weights of a run of behaviour cloning."""
+    folder = Path(run)
+    return (folder / "policy" if (folder / "policy").is_dir() else folder) / "policy.safetensors"
 
 
 def normalise_by(normaliser: Any, observations: dict[str, NDArray[Any]]) -> None:
@@ -223,15 +248,17 @@ def _dataset(config: RLConfig) -> DemoDataset | None:
     takes = registry.algorithm(config.algorithm)
     wants_demos, wants_prior = (bool(getattr(takes, name, False)) for name in ("DEMONSTRATIONS", "PRIOR"))
     for wants, given, option in (
-        (wants_demos, config.demos.path, "--demos.path DEMOS.hdf5"),
-        (wants_prior, config.demos.prior, "--demos.prior RUN, a run of s2robot train"),
+        (wants_demos, config.demos.path, "--demos.path"),
+        (wants_prior, config.demos.prior, "--demos.prior"),
     ):
         if wants and not given:
-            raise InvalidInput(f"{config.algorithm} begins from {option.split(' ', 1)[0]}: give {option}")
-        if given and not wants:
             raise InvalidInput(
-                f"{config.algorithm} makes no use of {option.split(' ', 1)[0]} (now {given}): leave it out"
+                f"{config.algorithm} begins from demonstrations (--demos.path DEMOS.hdf5)"
+                + (" and a policy cloned from them (--demos.prior RUN)" if wants_prior else "")
+                + f": {option} is missing"
             )
+        if given and not wants:
+            raise InvalidInput(f"{config.algorithm} makes no use of {option} (now {given}): leave it out")
     return DemoDataset(config.demos.path) if wants_demos else None
 
 

@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning is: `s2robot rl`. The algorithm's own hyper-parameters are its module's `CONFIG`.
+"""What a run of reinforcement learning is, `s2robot rl`; an algorithm's own hyper-parameters are its module's `CONFIG`.
 
 see            what the policy is shown beside proprioception       what learns to read it
 features       frozen multi-scale features, small, encoded once     the policies' own read-out

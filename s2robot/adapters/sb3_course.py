@@ -68,6 +68,9 @@ class Course(_callbacks.BaseCallback):  # type: ignore[misc]
         """The last point of the curve, and the end."""
         self.model = model
         self._between(last=True)
+
+    def close(self) -> None:
+        """Close its files."""
         self.metrics.close()
         self.board.close()
 
@@ -141,7 +144,8 @@ def validate(model: Any, worlds: Worlds, episodes: int, first: int = VALIDATION_
 
     The simulations end where they were.
     """
-    memory, env, done = worlds.remember(), model.get_env(), {}
+    memory, env = worlds.remember(), model.get_env()
+    done: dict[int, tuple[bool, int]] = {}
     normaliser = model.get_vec_normalize_env()
     worlds.queue, normaliser.training = list(range(first, first + episodes)), False
     try:

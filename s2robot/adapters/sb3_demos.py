@@ -116,8 +116,10 @@ def transitions(dataset: DemoDataset, source: Any, sight: Sight, config: RLConfi
         episode = dataset.episode(k)
         rows, steps = source.rows(k)
         parts.append(_decisions(episode, _observations(episode, source, sight, rows, steps), steps, config))
-    before, after = ({key: np.concatenate([part[j][key] for part in parts]) for key in parts[0][j]} for j in (0, 1))
-    actions, rewards, dones = (np.concatenate([part[j] for part in parts]) for j in (2, 3, 4))
+    before = {key: np.concatenate([part.before[key] for part in parts]) for key in parts[0].before}
+    after = {key: np.concatenate([part.after[key] for part in parts]) for key in parts[0].after}
+    actions = np.concatenate([part.actions for part in parts])
+    rewards, dones = (np.concatenate([getattr(part, name) for part in parts]) for name in ("rewards", "dones"))
     if not len(actions):
         raise InvalidInput(f"{dataset.path}: no decision of {config.world.execute} steps in these demonstrations")
     return Transitions(before, after, actions, rewards, dones)
@@ -209,7 +211,8 @@ def load_prior(folder: str, fingerprint: str, views: int) -> Any:
         raise InvalidInput(f"The policy in {folder} is a {type(network).__name__}; expected a bc-mlp of context 1")
     if network.config.tokens != "map" or network.shapes.views != views:
         raise InvalidInput(
-            f"The policy in {folder} reads {network.config.tokens} of {network.shapes.views} views; expected map of {views}"
+            f"The policy in {folder} reads {network.config.tokens} of {network.shapes.views} views; expected map of"
+            f" {views}"
         )
     if policy.encoder.fingerprint != fingerprint:
         raise CheckpointMismatch(

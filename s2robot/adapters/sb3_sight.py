@@ -126,7 +126,7 @@ class PriorVecEnv(_vec_env.VecEnvWrapper):  # type: ignore[misc]
         self.eyes, self.prior, self.execute = eyes, prior, execute
         width, moves = prior.look_width, execute * prior.shapes.actions
         most = float(np.finfo(np.float16).max)
-        told = {
+        told: dict[str, spaces.Space[Any]] = {
             LOOK: spaces.Box(-most, most, (width,), np.float16),
             PROPOSAL: spaces.Box(-1, 1, (moves,), np.float32),
         }

@@ -7,6 +7,7 @@ it is, and `recall` goes there again, to the bit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -195,4 +196,4 @@ def make_worlds(config: WorldConfig, first_seed: int, see: str, cameras: tuple[s
 
 
 def _pieces(bounds: list[int]) -> list[tuple[int, int]]:
-    return [(first, last) for first, last in zip(bounds, bounds[1:], strict=False) if last > first]
+    return [(first, last) for first, last in itertools.pairwise(bounds) if last > first]
