@@ -131,7 +131,8 @@ class RLPD(_sac.SAC):  # type: ignore[misc]
         policy = self.policy
         policy.set_training_mode(True)
         losses: list[float] = []
-        batch, seen, target = None, torch.empty(0), torch.empty(0)
+        batch: Any = None
+        seen = target = torch.empty(0)
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             seen = policy.seen(batch.observations)

@@ -18,6 +18,10 @@ from s2robot.rl_config import rl_schema
 def do_rl(argv: Sequence[str]) -> int:
     """Learn by trying; or go on, where the folder holds a part of the same run."""
     from s2robot.rl import learn
+    from s2robot.rl_curves import rl_curves
+
+    if argv and argv[0] == "curves":
+        return rl_curves(argv[1:])
 
     parser = command.parser(
         "rl",

@@ -55,7 +55,7 @@ def test_an_episode_ends_by_time_or_success_and_rewards_say_which(reach: Worlds)
     steps = acted(reach, 30, seed=1)
     (_, _, _, (info,)), *_ = [step for step in steps if step[2].any()]
     assert info["TimeLimit.truncated"] is True and info["is_success"] is False and info["episode"]["l"] == 60
-    assert all(-4 <= step[1][0] <= 0 for step in steps) and info[LAST]["privileged"].shape == (8,)
+    assert all(-4 <= step[1][0] <= 0 for step in steps) and info[LAST]["privileged"].shape == (9,)
     expert, found = reach.simulations.env.task.demonstrator(), []
     reach.reset()
     expert.reset()

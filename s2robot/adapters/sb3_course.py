@@ -82,11 +82,11 @@ class Course(_callbacks.BaseCallback):  # type: ignore[misc]
         return True
 
     def _between(self, *, last: bool = False) -> None:
-        row: dict[str, Any] = {}
+        values, row = self._learned(), {}
         if self._due("validated", self.config.validate_every, last=last):
             row = self._validated()
         if row or self._due("logged", LOG_EVERY, last=last):
-            self._write(row)
+            self._write(row, values)
         if self._due("saved", self.config.checkpoint_every, last=last):
             self.told["seconds"] = time.monotonic() - self.began
             self.told["saved"] = self.step
@@ -108,14 +108,20 @@ class Course(_callbacks.BaseCallback):  # type: ignore[misc]
             "validation_episodes": self.config.validate, "validation_steps": steps,
         }  # fmt: skip
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _learned(self) -> dict[str, float]:
+        """What the learner has logged of its last update, held to be numbers, as its weights are."""
         values = {name: float(value) for name, value in self.model.logger.name_to_value.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise S2RobotError(
-                    f"{name} is {value} after {self.step} control steps (seed {self.config.seed}). Lower --learn.lr"
-                    f" (now {getattr(self.config.learn, 'lr', '?')}); the last checkpoint is at {self.told['saved']}"
-                )
+        wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        wrong += [f"weights {name} are no numbers" for name, value in self.model.policy.named_parameters()
+                  if not value.isfinite().all()]  # fmt: skip
+        if wrong:
+            raise S2RobotError(
+                f"{wrong[0]} after {self.step} control steps (seed {self.config.seed}). Lower --learn.lr (now"
+                f" {getattr(self.config.learn, 'lr', '?')}); the last checkpoint is at {self.told['saved']}"
+            )
+        return values
+
+    def _write(self, row: dict[str, Any], values: dict[str, float]) -> None:
         self.told["logged"] = self.step
         model, seconds = self.model, time.monotonic() - self.began
         loss = next((values[name] for name in TOLD["loss"] if name in values), None)
