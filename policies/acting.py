@@ -19,7 +19,7 @@ from s2robot.errors import InvalidInput
 from s2robot.frames import shrink
 from s2robot.policies.neck import Neck, Shapes, chosen_tokens
 from s2robot.policies.pixels import PixelNetwork
-from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Features, Observation, check_observation
+from s2robot.types import FRAMES, GOAL, PRIVILEGED, PROPRIOCEPTION, Features, Observation, check_observation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -166,6 +166,25 @@ class PixelPolicy(NetworkPolicy[Tensor]):
         return seen
 
 
+class PrivilegedPolicy(NetworkPolicy[Tensor]):
+    """A network on the simulator's state: an upper bound, for simulations that show it (`extras=("privileged",)`)."""
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        if PRIVILEGED not in observation:
+            raise InvalidInput(
+                "This policy reads the simulator's state, which this observation lacks: no robot has it. In simulation:"
+                ' s2robot.make_env(TASK, extras=("privileged",))'
+            )
+        state = np.concatenate([observation[PROPRIOCEPTION], observation[PRIVILEGED]])
+        return super().act({**observation, PROPRIOCEPTION: state})
+
+    def encode(self, frames: NDArray[np.uint8]) -> Tensor:
+        return torch.zeros(1, 0, 1, 1, 1)  # no view
+
+    def maps(self, seen: Tensor) -> Tensor:
+        return seen
+
+
 def describe(network: Neck) -> dict[str, Any]:
     """What `restore` needs, as plain JSON."""
     return {"config": asdict(network.config), "shapes": asdict(network.shapes)}
@@ -189,6 +208,13 @@ def restore_pixels(
     network = module.NETWORK.bare(module.CONFIG(**description["config"]), _shapes(description), encoder)
     network.load_state_dict(weights)
     return PixelPolicy(network.to(device))
+
+
+def restore_privileged(module: Any, description: dict[str, Any], weights: dict[str, Tensor]) -> PrivilegedPolicy:
+    """The same of a kind that reads the simulator's state."""
+    network = module.NETWORK(module.CONFIG(**description["config"]), _shapes(description))
+    network.load_state_dict(weights)
+    return PrivilegedPolicy(network)
 
 
 def _shapes(description: dict[str, Any]) -> Shapes:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import command, env_verbs, files, progress, registry, ros2_verb, serve_verb
+from s2robot import bench_rl, command, env_verbs, files, progress, registry, ros2_verb, serve_verb
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput
 
@@ -30,13 +30,15 @@ def do_bench(argv: Sequence[str]) -> int:
         "env": env_verbs.bench_env,
         "serve": serve_verb.bench_serve,
         "ros2": ros2_verb.bench_ros2,
+        "rl": bench_rl.bench_rl,
     }
     if argv and argv[0] in kinds:
         return kinds[argv[0]](argv[1:])
     parser = command.parser(
         "bench",
         "Time an encoder (encoder), or count what it costs without its weights (cost); time what reuse of unchanged"
-        " tiles saves on a task's frames (stream), a task (env), a policy server (serve), or a ROS 2 node (ros2).",
+        " tiles saves on a task's frames (stream), a task (env), a policy server (serve), a ROS 2 node (ros2), or"
+        " reinforcement learning (rl).",
         "s2robot bench encoder --help",
         "--encoder.grid finest",
     )

@@ -44,6 +44,22 @@ PIXEL_POLICIES = {
 
 KINDS = {**POLICIES, **PIXEL_POLICIES}
 
+ACTORS = {
+    "rl": "s2robot.policies.rl_actor",
+    "rl-pixels": "s2robot.policies.rl_pixels",
+    "rl-privileged": "s2robot.policies.rl_privileged",
+    "rl-ibrl": "s2robot.policies.rl_picker",
+}
+"""The same of policies that reinforcement learning leaves: they act, and `s2robot train` does not know them."""
+
+ALGORITHMS = {
+    "ppo": "s2robot.policies.ppo",
+    "sac": "s2robot.policies.sac",
+    "rlpd": "s2robot.policies.rlpd",
+    "ibrl": "s2robot.policies.ibrl",
+}
+"""Reinforcement learning algorithm -> module with `CONFIG`, its hyper-parameters, and `make`, its learner."""
+
 RENAMED = {"bc": "bc-mlp"}
 """What kinds were called when older run folders were written -> what they are called now."""
 
@@ -106,11 +122,22 @@ def policy_module(kind: str) -> Any:
         BrokenPlugin: a plug-in of that name cannot be used.
     """
     kind = RENAMED.get(kind, kind)
-    if kind in KINDS:
-        return importlib.import_module(KINDS[kind])
+    if kind in KINDS or kind in ACTORS:
+        return importlib.import_module({**KINDS, **ACTORS}[kind])
     if found := PLUGINS.get(kind):
         return found.value
     raise UnknownName("policy", kind, (*KINDS, *PLUGINS.names()), "s2robot list policies")
+
+
+def algorithm(name: str) -> Any:
+    """The module of a reinforcement learning algorithm.
+
+    Raises:
+        UnknownName: with the nearest there is.
+    """
+    if name not in ALGORITHMS:
+        raise UnknownName("algorithm", name, ALGORITHMS)
+    return importlib.import_module(ALGORITHMS[name])
 
 
 def reads_frames(kind: str) -> bool:

@@ -179,6 +179,7 @@ def make_env_for(description: dict[str, Any], fidelity: str, shift: str = "") ->
         shift=shift,
         cameras=tuple(description["cameras"]),
         frame_size=description["frame_size"],
+        extras=("privileged",) if description.get("privileged") else (),
     )
 
 

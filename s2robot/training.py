@@ -145,6 +145,9 @@ def load_policy(
     try:
         weights = load_file(folder / "policy.safetensors")
         module = registry.policy_module(description["kind"])
+        if getattr(module.NETWORK, "reads_privileged", False):
+            privileged: Policy = registry.acting().restore_privileged(module, description, weights)
+            return privileged
         if module.NETWORK.reads_frames:
             return _pixel_policy(folder, module, description, weights, device, (engine, precision))
         known = EncoderConfig(**{**description["encoder"], "engine": "auto"})

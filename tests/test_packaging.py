@@ -32,6 +32,8 @@ EXTEND = (
     "s2robot/adapters/lerobot_policy/",
     "s2robot/adapters/robomimic.py",
     "s2robot/adapters/sb3",
+    "policies/ibrl.py",
+    "policies/rlpd.py",
 )  # made of a stack's own classes
 RENDERS = {"gl.py"}  # measures mujoco's own renderer, in a child process
 TIES_ALL_TOGETHER = {"cli.py", "demo.py", "verbs.py"}  # may name a policy's configuration; a task only when asked for

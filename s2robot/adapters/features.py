@@ -31,6 +31,7 @@ from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, Unknow
 from s2robot.files import atomic
 from s2robot.preprocess import check_frames
 from s2robot.scales import Size
+from s2robot.types import Features
 
 if TYPE_CHECKING:
     from s2robot.policies.neck import Compression
@@ -133,9 +134,8 @@ class FrameFeatures:
         return cls(encoder, kind, dtype, _restored(encoder, tensors) if tensors else None)
 
     @torch.no_grad()
-    def _found(self, frames: NDArray[np.uint8]) -> Tensor:
-        """(B, V, ...) of this kind, before it is brought to `dtype`."""
-        seen = self.encoder(frames)
+    def of(self, seen: Features) -> Tensor:
+        """What is observed of all that the encoder saw, (B, V, ...), before it is brought to `dtype`."""
         if self.compression is None:
             found: Tensor = getattr(seen, self.kind)
             return found
@@ -144,6 +144,9 @@ class FrameFeatures:
         if self.kind == "cls":
             return compressed[..., 0, 0]
         return compressed.flatten(3).transpose(2, 3) if self.kind == "tokens" else compressed
+
+    def _found(self, frames: NDArray[np.uint8]) -> Tensor:
+        return self.of(self.encoder(frames))
 
     def __deepcopy__(self, _: Any) -> FrameFeatures:
         return self  # Gymnasium copies the arguments of wrappers; the weights stay where they are

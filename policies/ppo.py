@@ -1,0 +1,58 @@
+"""Proximal policy optimisation (Schulman et al. 2017), Stable-Baselines3's as it is.
+
+`configs/rl-mvp.yaml` has the settings of MVP (Xiao et al. 2022; Radosavovic et al. 2022): CLS and proprioception, an
+MLP of SELUs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from s2robot.errors import require
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Hyper-parameters of `ppo`. A step of Stable-Baselines3 is a decision here."""
+
+    lr: float = 3e-4
+    cosine: bool = False  # the rate falls to zero by a cosine; else it stays
+    rollout: int = 512  # decisions of each environment between two updates
+    batch: int = 64
+    epochs: int = 10
+    clip: float = 0.2
+    gae: float = 0.95
+    entropy: float = 0.0
+    log_std: float = -0.7  # where the noise begins, the logarithm of its standard deviation
+    activation: str = "tanh"
+    widths: tuple[int, ...] = (256, 128)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+
+
+SQUASH, OFF_POLICY = False, False
+
+
+def make(config: PPOConfig, env: Any, *, reading: dict[str, Any], gamma: float, seed: int, decisions: int) -> Any:
+    """The learner; see `policies.sac.make`."""
+    import math
+
+    from s2robot.policies.rl_actor import ACTIVATIONS
+
+    sb3 = require("stable_baselines3", extra="rl", purpose="Reinforcement learning")
+
+    def falling(left: float) -> float:
+        return config.lr * 0.5 * (1 - math.cos(math.pi * left))
+
+    return sb3.PPO(
+        "MultiInputPolicy", env, learning_rate=falling if config.cosine else config.lr, n_steps=config.rollout,
+        batch_size=config.batch, n_epochs=config.epochs, clip_range=config.clip, gae_lambda=config.gae,
+        ent_coef=config.entropy, gamma=gamma, seed=seed, device="cpu",
+        policy_kwargs={"net_arch": list(config.widths), "log_std_init": config.log_std,
+                       "activation_fn": ACTIVATIONS[config.activation], **reading},
+    )  # fmt: skip
+
+
+CONFIG = PPOConfig

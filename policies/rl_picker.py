@@ -1,0 +1,92 @@
+"""What IBRL leaves to act by: two chunks are proposed, by behaviour cloning and by the actor, and the critic picks.
+
+See `policies.ibrl`. The network of behaviour cloning is the one that training began from, and stays what it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2robot.policies.bc_mlp import BCConfig, BCNetwork
+from s2robot.policies.ensemble import Ensemble
+from s2robot.policies.neck import Shapes
+from s2robot.policies.rl_actor import ActorConfig, ActorNetwork
+
+EDGE = 0.99  # a proposal at the very edge could not be corrected: no number is far enough before tanh
+
+
+@dataclass(frozen=True)
+class PickerConfig(ActorConfig):
+    """The actor's `components` are the first of the prior's, of each scale."""
+
+    prior: dict[str, Any] = field(default_factory=dict)  # the config of the bc-mlp
+    critics: int = 2
+    critic_widths: tuple[int, ...] = (256, 256)
+
+
+class PickerNetwork(ActorNetwork):
+    """Look: what the actor reads, what it is told of the prior, and the state; see `Prior`."""
+
+    config: PickerConfig
+
+    def __init__(self, config: PickerConfig, shapes: Shapes) -> None:
+        prior = BCNetwork(BCConfig(**config.prior), shapes)
+        self._told = prior.look_width + config.chunk * shapes.actions
+        super().__init__(config, shapes)
+        self.prior = prior
+        self.compression = prior.compression  # what is seen is compressed for the prior; the actor reads a part of it
+        action = config.chunk * shapes.actions
+        self.critic = Ensemble(config.critics, config.trunk + action, tuple(config.critic_widths))
+
+    @property
+    def inputs(self) -> int:
+        return self.look_width + self._told
+
+    def look(self, compressed: Tensor, proprioception: Tensor, goal: Tensor) -> Tensor:
+        """compressed (B, V, C, h, w) for the prior -> (B, `inputs`)."""
+        told, proposal = propose(self.prior, compressed, proprioception, goal, self.config.chunk)
+        few = leading(compressed, self.shapes.scales, self.config.components)
+        return torch.cat([super().look(few, proprioception, goal), told.half().float(), proposal], dim=1)
+
+    def predict(self, looks: Tensor, noise: torch.Generator) -> Tensor:
+        """The chunk of the two that the critics, on average, think more of, (B, A, M)."""
+        look = looks[:, -1]
+        seen = self.trunk(look)
+        theirs = look[:, -self.config.chunk * self.shapes.actions :]
+        proposals = torch.stack([corrected(theirs, self.head(seen)).tanh(), theirs])
+        chunk: Tensor = pick(self.critic, seen, proposals).unflatten(1, (self.config.chunk, self.shapes.actions))
+        return chunk
+
+
+def propose(
+    prior: BCNetwork, compressed: Tensor, proprioception: Tensor, goal: Tensor, execute: int
+) -> tuple[Tensor, Tensor]:
+    """Of the prior, on maps compressed for it: its look (B, W), and its proposal (B, execute * M)."""
+    look = prior.look(compressed.float(), proprioception, goal)
+    chunk: Tensor = prior(look[:, None])[:, :execute]
+    return look, chunk.clamp(-1, 1).flatten(1)
+
+
+def leading(compressed: Tensor, scales: int, components: int) -> Tensor:
+    """The first components of each scale: (B, V, S*all, h, w) -> (B, V, S*components, h, w)."""
+    few: Tensor = compressed.unflatten(2, (scales, -1))[:, :, :, :components].flatten(2, 3)
+    return few
+
+
+def corrected(proposal: Tensor, correction: Tensor) -> Tensor:
+    """A proposal (B, N) and its correction, before tanh."""
+    return proposal.clamp(-EDGE, EDGE).atanh() + correction
+
+
+def pick(critic: Ensemble, seen: Tensor, proposals: Tensor) -> Tensor:
+    """Of proposals (P, B, N) after the same looks (B, L), each look's best: (B, N)."""
+    values = torch.stack([critic(torch.cat([seen, each], dim=1)).mean(dim=0) for each in proposals])  # (P, B)
+    best = values.argmax(dim=0)
+    return proposals[best, torch.arange(len(seen))]
+
+
+CONFIG, NETWORK = PickerConfig, PickerNetwork

@@ -1,0 +1,206 @@
+"""RLPD: off-policy learning with prior data (Ball et al. 2023, "Efficient Online Reinforcement Learning with Offline
+Data"), on Stable-Baselines3's SAC.
+
+    half of every batch is of demonstrations, half of what was lived
+    critics: an ensemble with layer normalisation; a target is the least of a random two (REDQ, Chen et al. 2021)
+    several updates of the critics a decision, one of the actor
+
+What is seen is read by one network, which the critics alone train, and which has no target of its own (DrQ-v2, Yarats
+et al. 2021). Entropy counts for the actor and not in the targets, the paper's choice where reward is sparse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from s2robot.errors import InvalidInput, require
+from s2robot.policies.ensemble import Ensemble
+from s2robot.policies.rl_actor import bottleneck
+from s2robot.policies.sac import ACTIVATION, OFF_POLICY, SQUASH, off_policy
+
+_PURPOSE = "Reinforcement learning"
+require("stable_baselines3", extra="rl", purpose=_PURPOSE)
+_sac: Any = require("stable_baselines3.sac.sac", extra="rl", purpose=_PURPOSE)
+_policies: Any = require("stable_baselines3.sac.policies", extra="rl", purpose=_PURPOSE)
+_layers: Any = require("stable_baselines3.common.torch_layers", extra="rl", purpose=_PURPOSE)
+
+
+@dataclass(frozen=True)
+class RLPDConfig:
+    """Hyper-parameters of `rlpd`. A step of Stable-Baselines3 is a decision here."""
+
+    lr: float = 3e-4
+    batch: int = 256
+    demos: float = 0.5  # share of a batch that is of demonstrations
+    buffer: int = 100_000  # decisions
+    starts: int = 250  # decisions before it learns
+    updates: int = 2  # of the critics a decision
+    tau: float = 0.01
+    entropy: str = "auto_0.01"
+    critics: int = 5
+    trunk: int = 64  # numbers that critics and actor share of what is seen
+    widths: tuple[int, ...] = (256, 256)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if not 0 <= self.demos < 1 or self.critics < 2 or self.trunk < 1 or self.updates < 1:
+            raise InvalidInput(
+                f"demos is {self.demos}, critics {self.critics}, trunk {self.trunk}, updates {self.updates}; expected a"
+                " share from 0 to below 1, at least 2 critics, and widths and updates from 1 on"
+            )
+
+
+class Trunk(_layers.BaseFeaturesExtractor):  # type: ignore[misc]
+    """A features extractor and a bottleneck behind it."""
+
+    def __init__(self, observation_space: Any, *, inner: Any, width: int, **words: Any) -> None:
+        super().__init__(observation_space, features_dim=width)
+        self.inner = inner(observation_space, **words)
+        self.bottleneck = bottleneck(self.inner.features_dim, width)
+
+    def forward(self, observations: Any) -> Tensor:
+        seen: Tensor = self.bottleneck(self.inner(observations))
+        return seen
+
+
+class Critic(nn.Module):
+    """What is seen, and an ensemble of values of it and an action."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, features_extractor: Any, moves: int, members: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.features_extractor = features_extractor
+        self.values = Ensemble(members, features_extractor.features_dim + moves, widths)
+
+    def forward(self, seen: Tensor, actions: Tensor) -> Tensor:
+        """Values (E, B) of what the extractor made of observations (B, L), and actions (B, N)."""
+        values: Tensor = self.values(torch.cat([seen, actions], dim=1))
+        return values
+
+    def set_training_mode(self, mode: bool) -> None:
+        self.train(mode)
+
+
+class RLPDPolicy(_policies.SACPolicy):  # type: ignore[misc]
+    """Stable-Baselines3's actor on an extractor that belongs to the critic; the target has values alone."""
+
+    def __init__(self, *arguments: Any, n_critics: int = 5, **words: Any) -> None:
+        self.members = n_critics
+        super().__init__(*arguments, **words)
+
+    def _build(self, lr_schedule: Any) -> None:
+        rate, moves = lr_schedule(1), int(np.prod(self.action_space.shape))
+        extractor, widths = self.make_features_extractor(), tuple(self.net_arch)
+        self.critic = Critic(extractor, moves, self.members, widths)
+        self.critic_target = Ensemble(self.members, extractor.features_dim + moves, widths).requires_grad_(False)
+        self.critic_target.load_state_dict(self.critic.values.state_dict())
+        self.actor = self.make_actor(features_extractor=extractor)
+        own = [value for name, value in self.actor.named_parameters() if not name.startswith("features_extractor")]
+        self.actor.optimizer = self.optimizer_class(own, lr=rate)
+        self.critic.optimizer = self.optimizer_class(self.critic.parameters(), lr=rate)
+
+    def seen(self, observations: Any) -> Tensor:
+        """What the extractor makes of observations as they are sampled, (B, L)."""
+        seen: Tensor = self.actor.extract_features(observations, self.critic.features_extractor)
+        return seen
+
+    def drawn(self, seen: Tensor, observations: Any) -> tuple[Tensor, Tensor]:
+        """Actions of the actor (B, N), and the logarithms of their probabilities (B,)."""
+        actor = self.actor
+        latent = actor.latent_pi(seen)
+        spread = actor.log_std(latent).clamp(_policies.LOG_STD_MIN, _policies.LOG_STD_MAX)
+        actions, log_prob = actor.action_dist.log_prob_from_params(self.mean(latent, observations), spread)
+        return actions, log_prob
+
+    def mean(self, latent: Tensor, observations: Any) -> Tensor:
+        """The middle of the actor's distribution, before tanh, (B, N)."""
+        mean: Tensor = self.actor.mu(latent)
+        return mean
+
+
+class RLPD(_sac.SAC):  # type: ignore[misc]
+    """The learner; what differs from SAC is its `train`."""
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        policy = self.policy
+        policy.set_training_mode(True)
+        losses: list[float] = []
+        batch: Any = None
+        seen = target = torch.empty(0)
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            seen = policy.seen(batch.observations)
+            with torch.no_grad():
+                target = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * self.gamma * self._next_values(batch)
+            loss = (policy.critic(seen, batch.actions) - target).pow(2).mean(dim=1).sum()
+            policy.critic.optimizer.zero_grad()
+            loss.backward()
+            policy.critic.optimizer.step()
+            losses.append(float(loss.detach()) / policy.members)
+            with torch.no_grad():
+                for kept, new in zip(policy.critic_target.parameters(), policy.critic.values.parameters(), strict=True):
+                    kept.lerp_(new, self.tau)
+        self._n_updates += gradient_steps
+        self._train_actor(seen.detach(), batch.observations)
+        self.logger.record("train/critic_loss", float(np.mean(losses)))
+        self.logger.record("train/target", float(target.mean()))
+        policy.set_training_mode(False)
+
+    def _train_actor(self, seen: Tensor, observations: Any) -> None:
+        actions, log_prob = self.policy.drawn(seen, observations)
+        temperature = self.ent_coef_tensor if self.ent_coef_optimizer is None else self.log_ent_coef.detach().exp()
+        values = self.policy.critic(seen, actions).mean(dim=0)  # (B,)
+        loss = (temperature * log_prob - values).mean()
+        self.actor.optimizer.zero_grad()
+        loss.backward()
+        self.actor.optimizer.step()
+        if self.ent_coef_optimizer is not None:
+            off = -(self.log_ent_coef * (log_prob.detach() + self.target_entropy)).mean()
+            self.ent_coef_optimizer.zero_grad()
+            off.backward()
+            self.ent_coef_optimizer.step()
+        self.logger.record("train/actor_loss", float(loss.detach()))
+        self.logger.record("train/entropy", -float(log_prob.detach().mean()))
+        self.logger.record("train/temperature", float(temperature))
+
+    def _next_values(self, batch: Any) -> Tensor:
+        """What the next observations are worth, (B,)."""
+        seen = self.policy.seen(batch.next_observations)
+        return self._least(seen, self.policy.drawn(seen, batch.next_observations)[0])
+
+    def _least(self, seen: Tensor, actions: Tensor) -> Tensor:
+        """The least of two random critics' targets, (B,)."""
+        two = torch.randperm(self.policy.members)[:2]
+        values: Tensor = self.critic_target(torch.cat([seen, actions], dim=1))[two].min(dim=0).values
+        return values
+
+
+def make(
+    config: RLPDConfig, env: Any, *, reading: dict[str, Any], gamma: float, seed: int, decisions: int,
+    learner: Any = RLPD, policy: Any = RLPDPolicy,
+) -> Any:  # fmt: skip
+    """The learner; see `policies.sac.make`. Its replay buffer is yet to be given demonstrations: `buffer.demos`."""
+    from s2robot.adapters.sb3_demos import DemoReplayBuffer
+
+    inner = {"inner": reading["features_extractor_class"], "width": config.trunk}
+    words = off_policy(config, env, gamma, seed, decisions)
+    words["replay_buffer_kwargs"] |= {"share": config.demos}
+    moves = int(np.prod(env.action_space.shape))
+    return learner(
+        policy, env, **{**words, "replay_buffer_class": DemoReplayBuffer}, ent_coef=config.entropy,
+        target_entropy=-moves / 2,
+        policy_kwargs={
+            "net_arch": list(config.widths), "n_critics": config.critics, "features_extractor_class": Trunk,
+            "features_extractor_kwargs": {**reading.get("features_extractor_kwargs", {}), **inner},
+        },
+    )  # fmt: skip
+
+
+CONFIG, DEMONSTRATIONS = RLPDConfig, True
+__all__ = ["ACTIVATION", "CONFIG", "DEMONSTRATIONS", "OFF_POLICY", "RLPD", "SQUASH", "RLPDConfig", "RLPDPolicy", "make"]

@@ -1,0 +1,53 @@
+"""Soft actor-critic (Haarnoja et al. 2018), Stable-Baselines3's as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from s2robot.errors import require
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Hyper-parameters of `sac`. A step of Stable-Baselines3 is a decision here."""
+
+    lr: float = 3e-4
+    batch: int = 256
+    buffer: int = 100_000  # decisions
+    starts: int = 250  # decisions at random before it learns
+    updates: int = 1  # a decision
+    tau: float = 0.005
+    entropy: str = "auto_0.1"  # temperature: a number, or "auto" with where it begins
+    widths: tuple[int, ...] = (256, 256)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+
+
+ACTIVATION, SQUASH, OFF_POLICY = "relu", True, True
+
+
+def make(config: SACConfig, env: Any, *, reading: dict[str, Any], gamma: float, seed: int, decisions: int) -> Any:
+    """The learner. reading: parts of `policy_kwargs`; gamma: a decision's; decisions: how many there will be."""
+    sb3 = require("stable_baselines3", extra="rl", purpose="Reinforcement learning")
+    return sb3.SAC(
+        "MultiInputPolicy", env, **off_policy(config, env, gamma, seed, decisions), ent_coef=config.entropy,
+        policy_kwargs={"net_arch": list(config.widths), **reading},
+    )  # fmt: skip
+
+
+def off_policy(config: Any, env: Any, gamma: float, seed: int, decisions: int) -> dict[str, Any]:
+    """What all learners with a replay buffer are told alike."""
+    from s2robot.adapters.sb3_buffer import FeatureReplayBuffer
+    from s2robot.adapters.sb3_sight import HALF
+
+    return {
+        "learning_rate": config.lr, "batch_size": config.batch, "buffer_size": min(config.buffer, decisions + 1),
+        "learning_starts": config.starts, "gradient_steps": config.updates, "tau": config.tau, "gamma": gamma,
+        "seed": seed, "device": "cpu", "replay_buffer_class": FeatureReplayBuffer,
+        "replay_buffer_kwargs": {"half": [key for key in HALF if key in env.observation_space.spaces]},
+    }  # fmt: skip
+
+
+CONFIG = SACConfig

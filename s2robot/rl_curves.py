@@ -1,0 +1,85 @@
+"""Learning curves of runs of `s2robot rl`, as one picture: success on validation seeds over control steps.
+
+    s2robot rl curves docs/rl/reach-*.jsonl --title Reach --svg docs/images/rl-reach.svg
+
+Runs whose names differ in a last number alone are seeds of one arm, and counted together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from s2robot import command, files, statistics
+from s2robot.charts import Series, line_chart_svg
+from s2robot.errors import InvalidInput
+
+KEPT = ("step", "validation_success", "validation_episodes", "validation_steps", "success", "return", "seconds")
+
+
+def rl_curves(argv: Sequence[str]) -> int:
+    """The verb `rl curves`."""
+    parser = command.parser(
+        "rl curves", "Draw the learning curves of runs, with 95 % intervals.",
+        "s2robot rl curves runs/reach-sac-0 runs/reach-sac-1 --title Reach --svg reach.svg", key="",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", help="run folders, or their metrics as .jsonl files")
+    parser.add_argument("--title", default="Success on validation seeds", help="of the picture")
+    parser.add_argument("--svg", required=True, help="the picture to write")
+    parser.add_argument("--keep", default=None, metavar="FOLDER", help="also write each run's points there")
+    options = parser.parse_args(list(argv))
+    runs = {_name(Path(run)): points(Path(run)) for run in options.runs}
+    if options.keep:
+        for name, rows in runs.items():
+            with files.JsonLines(Path(options.keep) / f"{name}.jsonl") as lines:
+                for row in rows:
+                    lines.write(row)
+    with files.atomic(options.svg) as temporary:
+        temporary.write_text(curves_svg(runs, options.title), encoding="utf-8")
+    return 0
+
+
+def points(run: Path) -> list[dict[str, Any]]:
+    """The points of a run's curve, oldest first.
+
+    Raises:
+        InvalidInput: no such run, or it has not come to its first point.
+    """
+    path = run / "metrics.jsonl" if run.is_dir() else run
+    if not path.is_file():
+        raise InvalidInput(f"No metrics in {run}: give run folders of s2robot rl, or their metrics.jsonl")
+    rows = [row for row in files.read_jsonl(path) if row.get("validation_episodes")]
+    if not rows:
+        raise InvalidInput(f"{run} has no point of its curve yet: one comes every --validate_every control steps")
+    return [{key: row[key] for key in KEPT if row.get(key) is not None} for row in rows]
+
+
+def curves_svg(runs: dict[str, list[dict[str, Any]]], title: str) -> str:
+    """One line an arm."""
+    named: dict[str, list[list[dict[str, Any]]]] = {}
+    for name, rows in runs.items():
+        named.setdefault(re.sub(r"-\d+$", "", name), []).append(rows)
+    series = [_series(name, seeds) for name, seeds in named.items()]
+    return line_chart_svg(series, title, "control steps", "success [%]")
+
+
+def _series(name: str, seeds: list[list[dict[str, Any]]]) -> Series:
+    """Of all seeds together, at the steps that all have come to."""
+    at = sorted(set.intersection(*({row["step"] for row in rows} for rows in seeds)))
+    rates, lows, highs = [], [], []
+    for step in at:
+        found = [row for rows in seeds for row in rows if row["step"] == step]
+        wins = sum(round(row["validation_success"] * row["validation_episodes"]) for row in found)
+        n = sum(row["validation_episodes"] for row in found)
+        low, high = statistics.wilson(wins, n)
+        rates.append(100 * wins / n)
+        lows.append(100 * low)
+        highs.append(100 * high)
+    label = name if len(seeds) == 1 else f"{name} ({len(seeds)} seeds)"
+    return Series(label, at, rates, lows, highs)
+
+
+def _name(run: Path) -> str:
+    return run.stem if run.suffix == ".jsonl" else run.name

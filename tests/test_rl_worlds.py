@@ -1,0 +1,174 @@
+"""The simulations of `s2robot rl`, and demonstrations as their transitions: what is replayed is what happened."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("stable_baselines3")
+from s2robot.adapters.sb3_demos import DemoReplayBuffer, States, Transitions, transitions
+from s2robot.adapters.sb3_sight import Sight
+from s2robot.adapters.sb3_worlds import LAST, Worlds, make_worlds
+from s2robot.collect import CollectConfig, collect
+from s2robot.errors import UsageError
+from s2robot.policies.ensemble import Ensemble
+from s2robot.policies.rl_picker import pick
+from s2robot.policies.rlpd import RLPDConfig
+from s2robot.rl_config import DemosConfig, RLConfig, SightConfig, WorldConfig
+
+pytestmark = pytest.mark.sim
+REACH = WorldConfig(task="Reach", execute=4)
+
+
+@pytest.fixture(scope="module")
+def reach() -> Iterator[Worlds]:
+    worlds = make_worlds(REACH, 2_000_000, "privileged")
+    yield worlds
+    worlds.close()
+
+
+def acted(worlds: Worlds, count: int, seed: int) -> list[Any]:
+    """What so many random decisions lead to."""
+    rng = np.random.default_rng(seed)
+    chunks = rng.uniform(-1, 1, (count, worlds.num_envs, worlds.action_space.shape[0])).astype(np.float32)
+    return [worlds.step(chunk) for chunk in chunks]
+
+
+def same(one: list[Any], two: list[Any]) -> None:
+    for (seen, rewards, dones, _), (again, others, ends, _) in zip(one, two, strict=True):
+        assert seen.keys() == again.keys() and (rewards == others).all() and (dones == ends).all()
+        for key, value in seen.items():
+            np.testing.assert_array_equal(value, again[key])
+
+
+def test_an_episode_ends_by_time_or_success_and_rewards_say_which(reach: Worlds) -> None:
+    """Dense: a cost, so that to succeed is never worse than to go on."""
+    reach.queue = None
+    reach.reset()
+    steps = acted(reach, 30, seed=1)
+    (_, _, _, (info,)), *_ = [step for step in steps if step[2].any()]
+    assert info["TimeLimit.truncated"] is True and info["is_success"] is False and info["episode"]["l"] == 60
+    assert all(-4 <= step[1][0] <= 0 for step in steps) and info[LAST]["privileged"].shape == (9,)
+    expert, found = reach.simulations.env.task.demonstrator(), []
+    reach.reset()
+    expert.reset()
+    while not found or not found[-1][2].any():
+        chunk = np.tile(expert.act(reach.simulations.env.privileged()), 4)
+        found.append(reach.step(chunk[None]))
+    _, _, _, (info,) = found[-1]
+    assert info["is_success"] and not info["TimeLimit.truncated"] and info["seed"] == reach.first_seed + reach.begun - 2
+
+
+def test_where_one_was_is_found_again(reach: Worlds) -> None:
+    """Whatever happened in between: other seeds, other episodes."""
+    reach.reset()
+    last = acted(reach, 20, seed=2)[-1][0]  # amid the second episode
+    memory = reach.remember()
+    ahead = acted(reach, 14, seed=3)
+    reach.queue = [500_000, 500_001]
+    reach.reset()
+    acted(reach, 7, seed=4)
+    again = reach.recall(memory)
+    np.testing.assert_array_equal(again["privileged"], last["privileged"])
+    same(ahead, acted(reach, 14, seed=3))
+    assert reach.episode_seeds[0] == memory["seeds"][0] + 1
+
+
+def test_several_in_processes_are_found_again_though_their_pasts_differ() -> None:
+    """They are stepped together, so the shorter past waits."""
+    worlds = make_worlds(dataclasses.replace(REACH, envs=2), 2_000_000, "privileged")
+    worlds.reset()
+    assert worlds.episode_seeds == [2_000_000, 2_000_001]
+    acted(worlds, 4, seed=0)
+    worlds.simulations.reset(seed=[0, 2_000_002], options={"reset_mask": np.array([False, True])})
+    worlds.episode_seeds[1], worlds.played[1] = 2_000_002, []
+    last = acted(worlds, 3, seed=1)[-1][0]
+    memory = worlds.remember()
+    assert list(map(len, memory["actions"])) == [28, 12]
+    ahead = acted(worlds, 10, seed=2)
+    again = worlds.recall(memory)
+    np.testing.assert_array_equal(again["proprioception"], last["proprioception"])
+    same(ahead, acted(worlds, 10, seed=2))
+    worlds.close()
+
+
+@pytest.mark.parametrize("reward", ["sparse", "dense"])
+def test_demonstrations_are_transitions_that_the_simulation_repeats(tmp_path: Path, reward: str) -> None:
+    """From the first look on, by the actions that were executed: the same states, the same rewards, the same end."""
+    dataset = collect(CollectConfig("Reach", demos=2, frame_size=32, workers=1), tmp_path / "demos.hdf5")
+    world = dataclasses.replace(REACH, reward=reward)
+    config = RLConfig(world=world, sight=SightConfig("privileged"), demos=DemosConfig(stride=2))
+    worlds = make_worlds(world, 0, "privileged")
+    found = transitions(dataset, States(dataset, 2, worlds.simulations.env), Sight(config.sight), config, range(2))
+    assert found.dones.sum() == 2 * 2  # an episode: of the starts two steps apart, two come to the end
+    row = 0
+    for k in range(2):
+        length = len(dataset.episode(k))
+        worlds.queue = [dataset.episode(k).seed]
+        seen = worlds.reset()
+        for start in range(0, length, 4):
+            at = row + start // 2
+            for key in ("proprioception", "privileged"):
+                np.testing.assert_allclose(found.before[key][at], seen[key][0], atol=2e-5)
+            seen, rewards, dones, (info,) = worlds.step(found.actions[at][None])
+            np.testing.assert_allclose(found.rewards[at], rewards[0], atol=1e-5)
+            assert found.dones[at] == dones[0] == info["is_success"]
+        row += -(-length // 2)
+    assert row == len(found.actions)
+    worlds.close()
+
+
+def test_a_share_of_every_batch_is_of_demonstrations() -> None:
+    from gymnasium import spaces
+
+    space = spaces.Dict({"state": spaces.Box(-10, 10, (1,), np.float32)})
+    buffer = DemoReplayBuffer(50, space, spaces.Box(-1, 1, (2,), np.float32), "cpu", half=(), share=0.25)
+
+    def one(value: float) -> Any:
+        return {"state": np.full((1, 1), value, np.float32)}
+
+    for _ in range(5):
+        buffer.add(one(1), one(2), np.zeros((1, 2)), 0.0, False, [{}])
+    assert (buffer.sample(16).observations["state"] == 1).all()  # none yet
+    kept = {"state": np.full((3, 1), -1, np.float32)}
+    after = {"state": np.full((3, 1), -2, np.float32)}
+    buffer.hold(Transitions(kept, after, np.zeros((3, 2), np.float32), np.ones(3, np.float32), np.ones(3, bool)))
+    batch = buffer.sample(16)
+    state, following = batch.observations["state"][:, 0], batch.next_observations["state"][:, 0]
+    assert (state == -1).sum() == 4 and (following[state == -1] == -2).all() and (following[state == 1] == 2).all()
+    assert (batch.dones[:, 0] == (state == -1)).all() and batch.rewards.sum() == 4
+
+
+def test_an_ensemble_is_its_members() -> None:
+    torch.manual_seed(0)
+    ensemble, inputs = Ensemble(3, 5, (8, 4)), torch.randn(6, 5)
+    for parameter in ensemble.parameters():
+        nn.init.normal_(parameter)
+    values = ensemble(inputs)
+    for k in range(3):
+        x = inputs
+        for layer, width in enumerate((8, 4)):
+            x = x @ ensemble.weights[layer][k] + ensemble.biases[layer][k]
+            x = nn.functional.layer_norm(x, (width,), ensemble.gains[layer][k, 0], ensemble.shifts[layer][k, 0]).relu()
+        torch.testing.assert_close(values[k], (x @ ensemble.weights[2][k] + ensemble.biases[2][k])[:, 0])
+    proposals = torch.randn(2, 6, 2)
+    seen, picked = inputs[:, :3], pick(ensemble, inputs[:, :3], proposals)
+    mean = torch.stack([ensemble(torch.cat([seen, each], dim=1)).mean(dim=0) for each in proposals])
+    assert mean.argmax(dim=0).unique().tolist() == [0, 1]
+    torch.testing.assert_close(picked, proposals[mean.argmax(dim=0), torch.arange(6)])
+
+
+def test_settings_outside_their_range_are_refused() -> None:
+    for make in (
+        lambda: WorldConfig(execute=0), lambda: WorldConfig(reward="shaped"), lambda: SightConfig(see="depth"),
+        lambda: SightConfig(components=-1), lambda: RLConfig(gamma=1.0), lambda: RLPDConfig(demos=1.0),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=r"expected|Known"):
+            make()
