@@ -15,21 +15,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from s2robot import config as configuration
-from s2robot import files, progress, registry
+from s2robot import files, progress, registry, remote
 from s2robot.collect import collect
 from s2robot.datasets import DemoDataset
 from s2robot.demo import DemoConfig, run_schema, source_of
 from s2robot.errors import InvalidInput, UnknownName
+from s2robot.launchers import HERE, LOCAL, Launcher
 from s2robot.rollouts import EvalConfig, evaluate
 from s2robot.runs import SEED_FOLDER
 from s2robot.study_page import write_page
 from s2robot.study_results import tabulate
+from s2robot.sweeps import do_runs, everywhere, inputs_of
 from s2robot.training import train
 
 LISTS = ("levels", "seeds", "shifts")
@@ -118,7 +121,9 @@ def cells(study: StudyConfig) -> Iterator[Cell]:
                 yield Cell(name, level, seed, configuration.build(schema, tree, f"arm {name}"))
 
 
-def run_study(study: StudyConfig, out: Path, console: Console, data: Path | None = None) -> Path:
+def run_study(
+    study: StudyConfig, out: Path, console: Console, data: str | Path | None = None, launcher: Launcher = LOCAL
+) -> Path:
     """Run or resume a study; return its page.
 
     Args:
@@ -131,27 +136,49 @@ def run_study(study: StudyConfig, out: Path, console: Console, data: Path | None
     if strange := [cell.arm for cell in every if cell.config.collect != every[0].config.collect]:
         raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
     _keep(study, out)
-    dataset = _demonstrations(every[0].config, out, console, data)
-    for number, cell in enumerate(every, start=1):
-        console.print(f"{number} of {len(every)}: {cell.folder}", highlight=False)
-        run_cell(cell, dataset, study.shifts, out, console)
+    dataset = _demonstrations(every[0].config, out, console, data, launcher)
+    done = _one_by_one if launcher is LOCAL else partial(_elsewhere, launcher)
+    for number, name in enumerate(done(every, dataset, study.shifts, out, console), start=1):
+        console.print(f"{number} of {len(every)}: {name}", highlight=False)
         files.write_json(out / "results.json", tabulate(study, every, dataset, out))
         write_page(out)
     return out / "report.html"
 
 
-def run_cell(cell: Cell, dataset: DemoDataset, shifts: Sequence[str], out: Path, console: Console) -> None:
-    """Train and judge one run, or what is missing of it."""
-    config, folder = cell.config, out / cell.folder
+def _one_by_one(
+    every: Sequence[Cell], dataset: DemoDataset, shifts: Sequence[str], out: Path, console: Console
+) -> Iterator[str]:
+    for cell in every:
+        run_cell(dataset, shifts, cell, out / cell.folder, console)
+        yield cell.folder
+
+
+def _elsewhere(
+    launcher: Launcher, every: Sequence[Cell], dataset: DemoDataset, shifts: Sequence[str], out: Path, console: Console
+) -> Iterator[str]:
+    """Features first, which many runs share; then each run on a worker."""
+    dataset = everywhere(dataset)
+    features = remote.beside(dataset.address, "features")
+    sources = [source_of(dataset, cell.config, features, console, launcher) for cell in every]
+    inputs = {path: None for source in sources for path in inputs_of(dataset, source)}
+    runs = {cell.folder: cell for cell in every}
+    return do_runs(launcher, partial(run_cell, dataset, shifts), runs, out, tuple(inputs))
+
+
+def run_cell(
+    dataset: DemoDataset, shifts: Sequence[str], cell: Cell, folder: Path, console: Console | None = None
+) -> None:
+    """Train and judge one run, or what is missing of it; without a console as a worker does, in its process alone."""
+    config, launcher, console = cell.config, LOCAL if console else HERE, console or Console(quiet=True)
     configuration.keep(dataclasses.replace(config, out=".", eval=EvalConfig()), folder)  # more episodes may follow
     if not (folder / "policy" / "done").exists():
-        source = source_of(dataset, config, dataset.path.parent / "features", console)
+        source = source_of(dataset, config, remote.beside(dataset.address, "features"), console)
         with progress.bar("train", console) as report:
             train(dataset, source, config.encoder, config.policy, config.train, folder / "policy", progress=report)
     for shift in shifts:
         judging = dataclasses.replace(config.eval, shift=shift)
         with progress.bar("evaluate", console) as report:
-            evaluate(folder / "policy", judging, folder / f"episodes-{judging.label}.jsonl", report)
+            evaluate(folder / "policy", judging, folder / f"episodes-{judging.label}.jsonl", report, launcher)
 
 
 def merged(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +209,9 @@ def _keep(study: StudyConfig, out: Path) -> None:
         temporary.write_text(configuration.as_yaml(whole), encoding="utf-8")
 
 
-def _demonstrations(config: DemoConfig, out: Path, console: Console, data: Path | None) -> DemoDataset:
+def _demonstrations(
+    config: DemoConfig, out: Path, console: Console, data: str | Path | None, launcher: Launcher
+) -> DemoDataset:
     if data is not None:
         dataset = DemoDataset(data)
         if (known := dataset.env_args.get("task")) != config.collect.task:
@@ -190,4 +219,4 @@ def _demonstrations(config: DemoConfig, out: Path, console: Console, data: Path 
         return dataset
     registry.get_task(config.collect.task, config.collect.robot)
     with progress.bar("collect", console) as report:
-        return collect(config.collect, out / "demos.hdf5", report)
+        return collect(config.collect, out / "demos.hdf5", report, launcher)
