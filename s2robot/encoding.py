@@ -57,9 +57,31 @@ class Piece(NamedTuple):
     episode: int
     steps: list[int]
     frames: bytes  # as `DemoDataset.packed` gives them
+    augmentation: Augmentation
+    version: int
 
     def __str__(self) -> str:
         return f"episode {self.episode}"
+
+    def shown(self, rows: slice) -> NDArray[np.uint8]:
+        """What an encoder is shown of these steps, (n, V, H, W, 3)."""
+        frames = PackedFrames(self.frames).frames(self.steps[rows])
+        return augment(frames, self.augmentation, self.version, self.episode)
+
+
+class Shown(NamedTuple):
+    """The same, unpacked by someone else. An episode that nobody unpacks beforehand is never whole in memory."""
+
+    episode: int
+    steps: list[int]
+    frames: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, piece: Piece) -> Shown:
+        return cls(piece.episode, piece.steps, piece.shown(slice(None)))
+
+    def shown(self, rows: slice) -> NDArray[np.uint8]:
+        return self.frames[rows]
 
 
 class Encoded(NamedTuple):
@@ -84,13 +106,14 @@ def encode_episodes(
     first_rows = np.searchsorted(task.index["episode"], np.arange(len(dataset) + 1)).tolist()
 
     def piece(k: int) -> Piece:
-        return Piece(k, task.index["step"][first_rows[k] : first_rows[k + 1]], dataset.packed(k))
+        steps = task.index["step"][first_rows[k] : first_rows[k + 1]]
+        return Piece(k, steps, dataset.packed(k), task.augmentation, task.version)
 
     launcher, count = _who(task, episodes, workers)
-    make = partial(_Worker, task.config, task.index["encoder_fingerprint"], task.augmentation, task.version)
+    make = partial(_Worker, task.config, task.index["encoder_fingerprint"])
     if launcher is HERE:
         make = partial(make, encoder=task.encoder)
-    answers = launcher.work(make, _Worker.encode, map(piece, episodes), count, gpu=True)
+    answers = launcher.work(make, _Worker.encode, map(piece, episodes), count, feed=Shown.of)
     with contextlib.closing(answers):  # closing it stops the workers
         for asked, encoded in answers:
             yield _write(task, asked.episode, first_rows[asked.episode], encoded)
@@ -110,14 +133,7 @@ def _who(task: Task, episodes: Sequence[int], asked: int | Launcher | None) -> t
 class _Worker:
     """An encoder."""
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        fingerprint: str,
-        augmentation: Augmentation,
-        version: int,
-        encoder: Encoder | None = None,
-    ) -> None:
+    def __init__(self, config: EncoderConfig, fingerprint: str, encoder: Encoder | None = None) -> None:
         self.encoder = encoder or config.build()
         if self.encoder.fingerprint != fingerprint:
             raise S2RobotError(
@@ -125,24 +141,22 @@ class _Worker:
                 f" given out ({fingerprint[:12]}). Install the same s2robot and weights on all machines"
             )
         self.memory = self.encoder.memory()
-        self.augmentation, self.version = augmentation, version
 
-    def encode(self, piece: Piece) -> Encoded:
+    def encode(self, piece: Piece | Shown) -> Encoded:
         """Encode one episode."""
-        frames, parts = PackedFrames(piece.frames), []
+        parts = []
         self.memory.forget()  # the bits of an episode must not depend on who encoded which before
         for start in range(0, len(piece.steps), BATCH):
-            seen = frames.frames(piece.steps[start : start + BATCH])
-            features = self.memory(augment(seen, self.augmentation, self.version, piece.episode))
-            parts.append([_half(name, getattr(features, name), piece) for name in Encoded._fields])
+            features = self.memory(piece.shown(slice(start, start + BATCH)))
+            parts.append([_half(name, getattr(features, name), piece.episode) for name in Encoded._fields])
         return Encoded(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
-def _half(name: str, value: torch.Tensor, piece: Piece) -> NDArray[np.float16]:
+def _half(name: str, value: torch.Tensor, episode: int) -> NDArray[np.float16]:
     data = np.ascontiguousarray(value.detach().half().cpu().numpy())
     if not np.isfinite(data).all():
         raise S2RobotError(
-            f"The encoder's {name} features of {piece} are NaN or beyond half precision (65504):"
+            f"The encoder's {name} features of episode {episode} are NaN or beyond half precision (65504):"
             f" largest {value.abs().max().item():.4g}. Check its weights; no known backbone comes near"
         )
     return data

@@ -30,7 +30,7 @@ class Launcher(Protocol):
         workers: int | None = None,
         *,
         cpus: int = 1,
-        gpu: bool = False,
+        feed: Callable[[Item], Any] | None = None,
     ) -> Generator[tuple[Item, Result], None, None]:
         """Yield (item, answer(tool, item)) as they finish; `tool = make()` is made once a worker.
 
@@ -40,7 +40,8 @@ class Launcher(Protocol):
         Args:
             workers: at most so many at once; default: as many as there is room for.
             cpus: what one worker takes, where that is counted.
-            gpu: a worker takes a GPU too, where there are any.
+            feed: what others may do to an item beforehand; `answer` takes it either way. Given, the tool is a network:
+                where there are GPUs its worker takes one, and CPUs feed it.
 
         Raises:
             S2RobotError: too many workers were lost. What `make` or `answer` raised comes as it is.
@@ -59,7 +60,7 @@ class Local:
         workers: int | None = None,
         *,
         cpus: int = 1,
-        gpu: bool = False,
+        feed: Callable[[Item], Any] | None = None,
     ) -> Generator[tuple[Item, Result], None, None]:
         return _in_processes(make, answer, items, workers)
 
@@ -75,7 +76,7 @@ class Here:
         workers: int | None = None,
         *,
         cpus: int = 1,
-        gpu: bool = False,
+        feed: Callable[[Item], Any] | None = None,
     ) -> Generator[tuple[Item, Result], None, None]:
         with _one_thread():
             tool = make()

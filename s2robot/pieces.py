@@ -21,6 +21,7 @@ class Piece:
 
     item: Any
     lost: int = 0  # workers over it
+    fed: Any = None  # what became of the item on its way, where that is done elsewhere
 
 
 class Pieces:

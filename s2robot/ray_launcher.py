@@ -24,6 +24,7 @@ from s2robot.workers import ONE_THREAD, cores
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+AHEAD = 8  # pieces fed before a GPU asks for them
 PATIENCE = 30.0  # seconds without an answer after which we say what we wait for
 _log = logging.getLogger(__name__)
 
@@ -47,15 +48,18 @@ class RayLauncher:
         workers: int | None = None,
         *,
         cpus: int = 1,
-        gpu: bool = False,
+        feed: Callable[[Item], Any] | None = None,
     ) -> Generator[tuple[Item, Result], None, None]:
         """See `s2robot.launchers.Launcher`."""
         ray, most = _connect(self.address), workers or self.workers
-        with contextlib.closing(_Crew(ray, make, answer, most, cpus, gpu=gpu)) as crew:
+        with contextlib.closing(_Crew(ray, make, answer, most, cpus, feed)) as crew:
             pieces = Pieces(items)
             while True:
                 while pieces.draw(crew.unbusy + 1) > crew.unbusy and crew.has_room:
                     crew.hire()
+                if crew.feeds:  # some pieces ahead, or the GPU would wait for each
+                    pieces.draw(crew.unbusy + AHEAD)
+                    crew.prepare(pieces.waiting)
                 while crew.idle and pieces.waiting:
                     crew.give(pieces.waiting.popleft())
                 if not (pieces.waiting or crew.busy):
@@ -79,14 +83,16 @@ class _Crew:
         answer: Callable[[Any, Any], Any],
         most: int | None,
         cpus: int,
-        *,
-        gpu: bool,
+        feed: Callable[[Any], Any] | None,
     ) -> None:
         self.ray, self.most, self.cpus = ray, most, cpus
-        self.gpus = int(gpu and ray.cluster_resources().get("GPU", 0) >= 1)
+        self.feeds = bool(feed) and ray.cluster_resources().get("GPU", 0) >= 1
         environment = {**ONE_THREAD, "OMP_NUM_THREADS": str(cpus)} if cpus > 1 else ONE_THREAD
-        settings = {"num_cpus": cpus, "num_gpus": self.gpus, "runtime_env": {"env_vars": environment}}
-        self.actor = ray.remote(_Worker).options(**settings)
+        # One with a GPU counts for no CPU: all of them are for those that feed it.
+        takes = {"num_cpus": 0, "num_gpus": 1} if self.feeds else {"num_cpus": cpus}
+        self.actor = ray.remote(_Worker).options(**takes, runtime_env={"env_vars": environment})
+        self.feeder = ray.remote(_feed).options(num_cpus=1, runtime_env={"env_vars": ONE_THREAD})
+        self.feed = ray.put(feed)
         self.arguments = [ray.put(make), ray.put(answer)]  # once for all of a node
         self.starting: dict[Any, Any] = {}  # what tells that it is ready -> actor
         self.idle: list[Any] = []
@@ -103,18 +109,22 @@ class _Crew:
     def has_room(self) -> bool:
         """May there be one more? One is always asked for: a cluster may grow for it."""
         there = self.ray.cluster_resources()
-        room = int(there.get("CPU", 0)) // self.cpus
-        room = min(room, int(there.get("GPU", 0))) if self.gpus else room
+        room = int(there.get("GPU", 0)) if self.feeds else int(there.get("CPU", 0)) // self.cpus
         return self.unbusy + len(self.busy) < max(1, min(room, self.most or room))
 
     def hire(self) -> None:
         actor = self.actor.remote(*self.arguments)
         self.starting[actor.ready.remote()] = actor
 
+    def prepare(self, pieces: Iterable[Piece]) -> None:
+        """Have these fed by anyone; what a node loses of that, Ray does again."""
+        for piece in pieces:
+            piece.fed = piece.fed or self.feeder.remote(self.feed, piece.item)
+
     def give(self, piece: Piece) -> None:
         """To an idle one."""
         actor = self.idle.pop()
-        self.busy[actor.answer.remote(piece.item)] = actor, piece
+        self.busy[actor.answer.remote(piece.fed or piece.item)] = actor, piece
 
     def answers(self) -> Iterator[tuple[Piece, Outcome | None, str]]:
         """Wait for something to happen. Pieces and their answers; None and a reason where a worker was lost."""
@@ -187,7 +197,13 @@ class _Worker:
         return made if made.error else Outcome(_version())
 
     def answer(self, item: Any) -> Outcome:
+        if isinstance(item, Outcome):  # of feeding
+            return item if item.error else Outcome.of(self.answer_with, self.tool, item.result)
         return Outcome.of(self.answer_with, self.tool, item)
+
+
+def _feed(feed: Callable[[Any], Any], item: Any) -> Outcome:
+    return Outcome.of(feed, item)
 
 
 def _version() -> str:

@@ -70,7 +70,7 @@ class SlurmLauncher:
         workers: int | None = None,
         *,
         cpus: int = 1,
-        gpu: bool = False,
+        feed: Callable[[Item], Any] | None = None,
     ) -> Generator[tuple[Item, Result], None, None]:
         """See `s2robot.launchers.Launcher`."""
         if not (most := workers or self.workers):

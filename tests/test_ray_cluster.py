@@ -41,8 +41,8 @@ class Cluster:
         self.nodes = [self.add() for _ in range(nodes)]
         self.launcher = RayLauncher(self.real.address)
 
-    def add(self) -> Any:
-        return self.real.add_node(num_cpus=1)
+    def add(self, **what: int) -> Any:
+        return self.real.add_node(**(what or {"num_cpus": 1}))
 
     def kill_one(self) -> None:
         self.real.remove_node(self.nodes.pop(), allow_graceful=False)
@@ -132,6 +132,17 @@ def test_a_node_that_sees_no_disk_of_ours_gives_the_same_bits(
             assert outcome(tmp_path, local[0] / "policy", nodes.launcher) == local[1]
         finally:
             node.terminate()
+
+
+def test_cpus_feed_a_gpu_without_changing_a_bit(
+    local: tuple[Path, Any], cluster: Callable[[int], Cluster], tmp_path: Path
+) -> None:
+    """Ray is told of a GPU that is none, so it places workers as with one."""
+    nodes = cluster(1)
+    nodes.add(num_cpus=0, num_gpus=1)
+    store = encode_dataset(local[0] / "demos.hdf5", ENCODER, tmp_path, stride=4, workers=nodes.launcher)
+    bits = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in store.folder.glob("*.npy")}
+    assert bits.items() <= local[1].items()
 
 
 def test_runs_on_a_cluster_are_those_trained_here(

@@ -108,11 +108,8 @@ def test_a_store_is_stored_when_done_found_again_and_read_piece_by_piece(
 def test_the_command_line_takes_addresses(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address = "memory://verbs/lift.hdf5"
     remote.store(make_dataset(tmp_path / "a.hdf5", [9, 8, 7]).path, address)
-    words = ["name", "timm:test_vit", "random_weights", "true", "sizes", "16"]
-    named = [
-        [f"--{prefix}{word}" if k % 2 == 0 else word for k, word in enumerate(words)] for prefix in ("", "encoder.")
-    ]
-    assert cli.main(["encode", address, "--workers", "1", *named[0]]) == 0
+    words = ["--name", "timm:test_vit", "--random_weights", "true", "--sizes", "16"]
+    assert cli.main(["encode", address, "--workers", "1", *words]) == 0
     (done,) = fsspec.filesystem("memory").glob("verbs/features/*/done")
     settings = ["--steps", "3", "--train.batch", "4", "--encode.workers", "1", "--policy.components", "4"]
     dotted = [word.replace("--", "--encoder.") for word in words]
