@@ -213,6 +213,7 @@ def _version() -> str:
 def _connect(address: str | None) -> Any:
     """Ray, connected."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as other processes of ours: Ray's own 15 yields to everything
     ray = require("ray", extra="ray", purpose="--launcher ray")
     if not ray.is_initialized():
         address = address or os.environ.get("RAY_ADDRESS") or "local"

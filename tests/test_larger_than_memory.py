@@ -20,12 +20,13 @@ import pytest
 import torch
 
 from s2robot.datasets import Episode, write_dataset
+from s2robot.encoding import BATCH
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.types import Features
 
 pytestmark = pytest.mark.slow
-LIMIT = 1 << 30
-EPISODES, STEPS, CHANNELS = 330, 100, 384  # 98 kB a step, as the default encoder's
+LIMIT = 640 << 20
+EPISODES, STEPS, CHANNELS = 210, 100, 384  # 98 kB a step, as the default encoder's
 
 TRAIN = """
 import json, sys, numpy, torch
@@ -34,19 +35,23 @@ from s2robot import samples
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
 from s2robot.policies.bc_mlp import BCConfig
+from s2robot.encoding import BATCH
 from s2robot.store import FeatureStore
 from s2robot.training import TrainConfig, train
 dataset, store, out, components = sys.argv[1:]
 torch.set_num_threads(1)
 made = []
 samples.OnDisk = lambda *what, kind=samples.OnDisk: made.append(what) or kind(*what)
-config = TrainConfig(steps=200, batch=64, valid_fraction=0.01)
+config = TrainConfig(steps=150, batch=64, valid_fraction=0.01)
 source = FeatureStore(store)
 train(DemoDataset(dataset), source, EncoderConfig(scales=(1,)), BCConfig(components=int(components)), config, Path(out))
 rows = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
 rate = (rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["seconds"] - rows[0]["seconds"])
 print(json.dumps({"rate": rate, "disk": bool(made)}))
 """
+
+
+BLOCK = torch.rand(BATCH, 2, CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0)).half()
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,7 @@ class Wide:
         pass
 
     def __call__(self, frames: np.ndarray) -> Features:
-        generator = torch.Generator().manual_seed(int(frames.sum()))
-        maps = torch.rand(len(frames), 2, CHANNELS, 8, 8, generator=generator)
+        maps = BLOCK[: len(frames)].roll(int(frames.sum()) % CHANNELS, dims=2)
         return Features(maps, maps.flatten(3).transpose(2, 3), maps[..., 0, 0])
 
 
@@ -84,7 +88,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Featu
     episodes = [Episode(k, True, frames[k], floats[k], floats[k], floats[k], floats[k, :, 0]) for k in range(EPISODES)]
     dataset = write_dataset(folder / "demos.hdf5", episodes, {"env_name": "Lift"}, ["a", "b"])
     store = encode_dataset(dataset.path, WideConfig(), folder / "features", workers=1)
-    assert store.map.nbytes > 3 * LIMIT and len(list(store.folder.glob("map-*.npy"))) > 2
+    assert store.map.nbytes > 3 * LIMIT and len(list(store.folder.glob("map-*.npy"))) > 1
     yield dataset.path, store
     for path in store.folder.glob("*.npy"):  # three gigabytes
         path.unlink()
@@ -136,4 +140,4 @@ def test_it_trains_to_the_same_bits(
     policies = [(tmp_path / name / "policy.safetensors").read_bytes() for name in ("free", "tight")]
     assert policies[0] == policies[1]
     print(f"\n{components} components, samples {'on disk' if disk else 'in memory'}: {free['rate']:.1f} steps/s with"
-          f" memory enough, {tight['rate']:.1f} in 1 GiB: {100 * tight['rate'] / free['rate']:.0f} %")  # fmt: skip
+          f" memory enough, {tight['rate']:.1f} in 640 MiB: {100 * tight['rate'] / free['rate']:.0f} %")  # fmt: skip
