@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import registry, workers
+from s2robot import registry
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
+from s2robot.launchers import LOCAL, Launcher
+from s2robot.parts import pack_episode
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
@@ -43,7 +45,12 @@ class CollectConfig:
     workers: int = 0  # processes; 0 takes every core
 
 
-def collect(config: CollectConfig, path: Path, progress: Progress = lambda done, total, note: None) -> DemoDataset:
+def collect(
+    config: CollectConfig,
+    path: Path,
+    progress: Progress = lambda done, total, note: None,
+    launcher: Launcher = LOCAL,
+) -> DemoDataset:
     """Collect into `path` (HDF5), or go on where a killed collection stopped.
 
     The demonstrations are the first `demos` successful seeds in order: the same file whatever the number of
@@ -70,10 +77,11 @@ def collect(config: CollectConfig, path: Path, progress: Progress = lambda done,
     parts = EpisodeParts(path.with_name(path.name + ".parts"), settings)
     outcome = parts.successes()
     todo = (seed for seed in count(first) if seed not in outcome)
-    results = workers.work(partial(_make, config), partial(_demonstrate, config, parts.folder), todo, config.workers)
+    results = launcher.work(partial(_make, config), partial(_demonstrate, config), todo, config.workers)
     try:
         while len(kept := _first_successes(outcome, first, config.demos)) < config.demos:
-            seed, success = next(results)
+            seed, (success, image) = next(results)
+            parts.keep(seed, image)
             outcome[seed] = success
             tried, failed = len(outcome), len(outcome) - sum(outcome.values())
             progress(min(sum(outcome.values()), config.demos), config.demos, f"{failed} failed")
@@ -167,10 +175,9 @@ def _make(config: CollectConfig) -> RobosuiteEnv:
     return registry.make_env(config.task, robot=config.robot, fidelity=config.fidelity, frame_size=config.frame_size)
 
 
-def _demonstrate(config: CollectConfig, folder: Path, env: RobosuiteEnv, seed: int) -> bool:
+def _demonstrate(config: CollectConfig, env: RobosuiteEnv, seed: int) -> tuple[bool, bytes]:
     episode = demonstrate(env, seed, config.noise, config.shoves)
-    EpisodeParts(folder).write(episode)
-    return bool(episode.success)
+    return bool(episode.success), pack_episode(episode)
 
 
 def _versions() -> dict[str, str]:

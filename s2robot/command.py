@@ -30,6 +30,15 @@ def shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
         )
 
 
+def launcher(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--launcher",
+        default="local",
+        metavar="WHO",
+        help=f"who does the work, where {what}: local (default), ray, ray://HOST:10001, slurm:workers=64,partition=CPU",
+    )
+
+
 def policy_kind(parser: argparse.ArgumentParser) -> None:
     kinds = ", ".join(registry.KINDS)
     said = f"of policy: {kinds}, or a plug-in's (default: the config's, else bc-mlp)"

@@ -32,22 +32,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from s2robot import remote
 from s2robot.episodes import FIELDS, Episode, number_problem, split_episodes
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.files import atomic, digest, reserve, sweep
 from s2robot.merging import LISTED, copy_episodes, header_digest, read_list, write_lists
-from s2robot.parts import (
-    HDF5_FORMAT,
-    PLACES,
-    ROW_CHECKSUMS,
-    SPAN,
-    EpisodeParts,
-    check_digest,
-    in_memory,
-    reading,
-    row_checksums,
-    text,
-)
+from s2robot.packed import check_rows, pack, read_steps
+from s2robot.parts import HDF5_FORMAT, PLACES, EpisodeParts, check_digest, in_memory, reading, text
 from s2robot.remains import find_lost, open_hdf5
 from s2robot.stored import StoredEpisode
 
@@ -114,13 +105,14 @@ class DemoDataset:
     _REPAIR = "s2robot convert {path} --to s2robot --out {out}"  # leaves out what is damaged
 
     def __init__(self, path: str | Path) -> None:
-        """Open `path` for reading.
+        """Open `path` for reading; behind an address such as s3://bucket/a.hdf5 it is fetched first (`s2robot.remote`).
 
         Raises:
             InvalidInput: there is no such file.
             CorruptFile: it is no dataset, is damaged, has no camera images, or was cut short in its first episode.
         """
-        self.path = Path(path)
+        self.address = str(path)
+        self.path = remote.local(path)
         if not self.path.is_file():
             raise InvalidInput(f"No demonstrations at {path}. Make some: s2robot collect Lift --out {path}")
         self._handle: tuple[int, h5py.File] | None = None
@@ -193,8 +185,8 @@ class DemoDataset:
     def __iter__(self) -> Iterator[StoredEpisode]:
         return (self.episode(k) for k in range(len(self)))
 
-    def __reduce__(self) -> tuple[type[DemoDataset], tuple[Path]]:
-        return type(self), (self.path,)
+    def __reduce__(self) -> tuple[type[DemoDataset], tuple[str | Path]]:
+        return type(self), (self.address if remote.is_remote(self.address) else self.path,)
 
     @property
     def total(self) -> int:
@@ -229,16 +221,15 @@ class DemoDataset:
                 wanted = np.atleast_1d(np.arange(length)[slice(None) if steps is None else steps])  # (n,)
             except (IndexError, TypeError) as error:
                 raise InvalidInput(f"Steps {steps!r} asked of episode {k}, which has 0 to {length - 1}") from error
-            out = np.empty((len(wanted), *self.frame_shape), np.uint8)
+            out = read_steps(stored, wanted)
             for view, images in enumerate(stored):
-                if len(wanted) and np.ptp(wanted) < SPAN * len(wanted):  # one read is quicker than many
-                    first = wanted.min()
-                    out[:, view] = images[first : wanted.max() + 1][wanted - first]
-                else:
-                    for row, step in enumerate(wanted):
-                        out[row, view] = images[step]
                 self._check_rows(images, out[:, view], wanted)
         return out
+
+    def packed(self, k: int) -> bytes:
+        """All frames of episode `k` for `s2robot.packed.PackedFrames`, which need not be where this file is."""
+        with self._reading_episode(k):
+            return pack(self._frame_datasets(k))
 
     def field(self, k: int, name: str) -> NDArray[Any]:
         """Any field of episode `k` but its frames, whole and checked; what robomimic lacks is made up for."""
@@ -315,8 +306,8 @@ class DemoDataset:
         return found
 
     def _check_rows(self, stored: h5py.Dataset, values: NDArray[Any], rows: Any = slice(None)) -> None:
-        if self._digest and not np.array_equal(stored.attrs[ROW_CHECKSUMS][rows], row_checksums(values)):
-            raise ValueError(f"{stored.name} is not what was written")
+        if self._digest:
+            check_rows(stored, values, rows)
 
     def _reading(self, what: str) -> contextlib.AbstractContextManager[None]:
         return reading(self.path, what, "Restore it from a copy, or collect it again")

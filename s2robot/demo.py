@@ -28,6 +28,7 @@ from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
 from s2robot.frames import Frames
+from s2robot.launchers import LOCAL, Launcher
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.report import write_report
 from s2robot.rollouts import EpisodeResult, EvalConfig, evaluate
@@ -127,14 +128,21 @@ def _learn(
 
 
 def encode(
-    dataset: DemoDataset, encoder: EncoderConfig, config: EncodeConfig, root: Path, report: progress.Report
+    dataset: DemoDataset,
+    encoder: EncoderConfig,
+    config: EncodeConfig,
+    root: str | Path,
+    report: progress.Report,
+    launcher: Launcher = LOCAL,
 ) -> FeatureStore:
     """The dataset's store in `root`, with its versions."""
-    settings = {**vars(config), "workers": config.workers or None}
-    return encode_dataset(dataset.path, encoder, root, **settings, progress=report)
+    settings = {**vars(config), "workers": launcher if launcher is not LOCAL else config.workers or None}
+    return encode_dataset(dataset.address, encoder, root, **settings, progress=report)
 
 
-def source_of(dataset: DemoDataset, config: DemoConfig, features: Path, console: Console) -> Source:
+def source_of(
+    dataset: DemoDataset, config: DemoConfig, features: str | Path, console: Console, launcher: Launcher = LOCAL
+) -> Source:
     """What a run's policy learns from: frames, or its encoder's store in the folder `features`.
 
     Raises:
@@ -142,7 +150,7 @@ def source_of(dataset: DemoDataset, config: DemoConfig, features: Path, console:
     """
     if not registry.reads_frames(config.kind):
         with progress.bar("encode", console) as report:
-            return encode(dataset, config.encoder, config.encode, features, report)
+            return encode(dataset, config.encoder, config.encode, features, report, launcher)
     if config.encode.versions:
         raise InvalidInput(
             f"--encode.versions is {config.encode.versions}: versions are features, encoded beforehand, and"

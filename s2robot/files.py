@@ -308,6 +308,13 @@ def _out_of_space(path: Path) -> OutOfSpace:
     return error
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made or fetched again."""
+    if "S2ROBOT_CACHE" in os.environ:
+        return Path(os.environ["S2ROBOT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2robot"
+
+
 def digest(path: str | Path) -> str:
     """sha256 of a file as it is."""
     sha = hashlib.sha256()

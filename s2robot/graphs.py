@@ -15,7 +15,6 @@ import io
 import json
 import logging
 import multiprocessing
-import os
 import tempfile
 import threading
 import warnings
@@ -61,13 +60,6 @@ def session(backbone: FrozenViT, precision: str, threads: int) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def cache_folder() -> Path:
-    """Where traced graphs are kept."""
-    if "S2ROBOT_CACHE" in os.environ:
-        return Path(os.environ["S2ROBOT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2robot"
-
-
 def export(module: torch.nn.Module, example: torch.Tensor, names: tuple[str, tuple[str, ...]], *, fold: bool) -> Any:
     """Trace a module to an ONNX model whose first input axis is free; `fold` computes constants at once."""
     given, returned = names
@@ -89,7 +81,7 @@ def export(module: torch.nn.Module, example: torch.Tensor, names: tuple[str, tup
 
 def _cached(backbone: FrozenViT) -> bytes:
     """The graph without weights: from the cache, or traced now and put there."""
-    path = cache_folder() / "graphs" / f"{_key(backbone)}.onnx"
+    path = files.cache_folder() / "graphs" / f"{_key(backbone)}.onnx"
     if not _is_timms(backbone):  # somebody's own code: nothing tells when it changes
         return _trace(backbone)
     with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -9,7 +10,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from s2robot import workers
+from s2robot import memory_limits, workers
 
 PACKAGES = ("s2robot", "torch", "timm", "numpy", "mujoco", "robosuite", "gymnasium")
 
@@ -52,12 +53,12 @@ def resident_mb(process: int) -> float | None:
 
 
 def free_memory() -> int | None:
-    """Bytes that could be filled without swapping; None where nobody tells."""
-    try:
+    """Bytes that could be filled without swapping, by this process where it may use less; None where nobody tells."""
+    rooms = [memory_limits.room()]
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
+        rooms.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")))
+    return min((room for room in rooms if room is not None), default=None)
 
 
 def git_revision() -> str | None:

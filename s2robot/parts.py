@@ -76,9 +76,11 @@ class EpisodeParts:
 
     def write(self, episode: Episode, texts: Mapping[str, str] | None = None) -> None:
         """Put one finished episode on disk, whole or not at all; `texts` become attributes of its group."""
-        episode.validate()
-        image = in_memory(lambda file: _write_episode(file.create_group("episode"), episode, texts or {}))
-        with atomic(self.path(episode.seed)) as temporary:
+        self.keep(episode.seed, pack_episode(episode, texts))
+
+    def keep(self, seed: int, image: bytes) -> None:
+        """Put on disk what `pack_episode` made of the episode of `seed`."""
+        with atomic(self.path(seed)) as temporary:
             temporary.write_bytes(image)
 
     def read(self, seed: int) -> Episode:
@@ -119,6 +121,12 @@ class EpisodeParts:
         doomed = self.folder.with_name(f"{self.folder.name}.tmp-{os.getpid()}")
         self.folder.replace(doomed)
         shutil.rmtree(doomed)
+
+
+def pack_episode(episode: Episode, texts: Mapping[str, str] | None = None) -> bytes:
+    """The file of one finished episode, as a worker hands it over."""
+    episode.validate()
+    return in_memory(lambda file: _write_episode(file.create_group("episode"), episode, texts or {}))
 
 
 def in_memory(fill: Callable[[h5py.File], None]) -> bytes:

@@ -7,14 +7,16 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from s2robot import command, files, progress, statistics
+from s2robot import command, files, progress, remote, statistics
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput, UsageError
+from s2robot.launchers import HERE, LOCAL, Launcher, find_launcher
 from s2robot.runs import SEED_FOLDER, seed_folders
 
 SNAPSHOTS = 4  # that --validate chooses from, besides the last weights, unless told otherwise
@@ -24,6 +26,7 @@ def do_train(argv: Sequence[str]) -> int:
     """Train one policy, or one a seed."""
     from s2robot.datasets import DemoDataset
     from s2robot.demo import run_schema, source_of
+    from s2robot.sweeps import everywhere
 
     parser = command.parser(
         "train",
@@ -31,10 +34,11 @@ def do_train(argv: Sequence[str]) -> int:
         "s2robot train runs/lift.hdf5 --out runs/lift-act --kind act --seeds 0,1,2 --validate 20",
         key="--policy.hidden 512",
     )
-    parser.add_argument("dataset", help="an HDF5 file of demonstrations")
+    parser.add_argument("dataset", help="an HDF5 file of demonstrations, or its address: s3://BUCKET/NAME")
     parser.add_argument("--config", default="demo", help="a config by name or .yaml path (default: demo)")
     command.policy_kind(parser)
     parser.add_argument("--seeds", default=None, help="one run a seed, OUT/seed-0 and so on: 0,1,2")
+    command.launcher(parser, "each run of --seeds is a piece")
     parser.add_argument(
         "--validate",
         type=int,
@@ -59,19 +63,43 @@ def do_train(argv: Sequence[str]) -> int:
     seeds = _seeds(options.seeds, config.train.seed)
     _one_or_many(Path(config.out), many=bool(options.seeds))
     console, dataset = Console(), DemoDataset(options.dataset)
-    source = source_of(dataset, config, dataset.path.parent / "features", console)
-    for seed in seeds:
-        out = Path(config.out) / SEED_FOLDER.format(seed) if options.seeds else Path(config.out)
-        run = dataclasses.replace(config, out=".", train=dataclasses.replace(config.train, seed=seed))
-        _train_one(dataset, source, run, out, options.validate, console)
+    if (launcher := find_launcher(options.launcher)) is not LOCAL:
+        dataset = everywhere(dataset)
+    source = source_of(dataset, config, remote.beside(dataset.address, "features"), console, launcher)
+    runs = {
+        SEED_FOLDER.format(seed) if options.seeds else ".": dataclasses.replace(
+            config, out=".", train=dataclasses.replace(config.train, seed=seed)
+        )
+        for seed in seeds
+    }
+    if launcher is LOCAL:
+        for name, run in runs.items():
+            _train_one(dataset, source, options.validate, run, Path(config.out) / name, console)
+    else:
+        _train_elsewhere(launcher, dataset, source, options.validate, runs, Path(config.out), console)
     console.print(f"Now: s2robot eval {config.out}", highlight=False)
     return 0
 
 
-def _train_one(dataset: Any, source: Any, config: Any, out: Path, validate: int, console: Console) -> None:
+def _train_elsewhere(
+    launcher: Launcher, dataset: Any, source: Any, validate: int, runs: dict[str, Any], out: Path, console: Console
+) -> None:
+    from s2robot.sweeps import do_runs, inputs_of
+
+    do = partial(_train_one, dataset, source, validate)
+    with progress.bar("train", console) as report:
+        for done, name in enumerate(do_runs(launcher, do, runs, out, inputs_of(dataset, source)), start=1):
+            report(done, len(runs), name)
+
+
+def _train_one(
+    dataset: Any, source: Any, validate: int, config: Any, out: Path, console: Console | None = None
+) -> None:
+    """Train and validate one run; without a console as a worker does, in its process alone."""
     from s2robot.selection import ValidationConfig, select
     from s2robot.training import train
 
+    launcher, console = LOCAL if console else HERE, console or Console(quiet=True)
     begins = not (out / "config.yaml").exists()
     configuration.keep(config, out)
     try:
@@ -86,7 +114,7 @@ def _train_one(dataset: Any, source: Any, config: Any, out: Path, validate: int,
     console.print(f"{policy}: trained", highlight=False)
     if validate:
         with progress.bar("validate", console) as report:
-            best = select(out, ValidationConfig(validate), report)
+            best = select(out, ValidationConfig(validate), report, launcher)
         console.print(f"{best}: the best of {config.train.snapshots + 1} by {validate} rollouts each", highlight=False)
 
 
@@ -119,6 +147,7 @@ def do_eval(argv: Sequence[str]) -> int:
         key=", ".join(f"--{name}" for name in configuration.keys(EvalConfig)),
     )
     parser.add_argument("run", help="a run folder that holds policy/, or one of `train --seeds`")
+    command.launcher(parser, "each episode is a piece")
     parser.add_argument("--report", action="store_true", help="also write a page with videos into the run folder")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options, rest = parser.parse_known_args(list(argv))
@@ -131,7 +160,8 @@ def do_eval(argv: Sequence[str]) -> int:
     uses = seed_uses(range(config.seed, config.seed + config.episodes))
     if seen := [use for use in uses if use != "evaluation"]:
         console.print(f"[yellow]These are seeds of {' and '.join(seen)}:[/] no result to report", highlight=False)
-    results = [_eval_one(folder, config, console, options) for folder in folders]
+    launcher = find_launcher(options.launcher)
+    results = [_eval_one(folder, config, console, options, launcher) for folder in folders]
     if options.json:
         print(json.dumps(results[0] if len(results) == 1 else {"runs": results, "mean": _mean(results)}))
     elif len(results) > 1:
@@ -141,12 +171,14 @@ def do_eval(argv: Sequence[str]) -> int:
     return 0
 
 
-def _eval_one(run: Path, config: Any, console: Console, options: argparse.Namespace) -> dict[str, Any]:
+def _eval_one(
+    run: Path, config: Any, console: Console, options: argparse.Namespace, launcher: Launcher
+) -> dict[str, Any]:
     from s2robot.rollouts import STAGES, evaluate, seed_uses
 
     log = run / f"episodes-{config.label}.jsonl"
     with progress.bar("evaluate", console) as report:
-        results = evaluate(run / "policy", config, log, report)
+        results = evaluate(run / "policy", config, log, report, launcher)
     wins, n = sum(r.success for r in results), len(results)
     low, high = statistics.wilson(wins, n)
     latency = {stage: statistics.quantiles([ms for r in results for ms in r.ms[stage]]) for stage in STAGES}

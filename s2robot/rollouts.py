@@ -18,8 +18,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import files, registry, workers
+from s2robot import files, registry
 from s2robot.errors import InvalidInput
+from s2robot.launchers import LOCAL, Launcher
+from s2robot.parcels import Parcel
 from s2robot.types import FRAMES, Policy
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 STAGES = ("render", "encode", "act", "step")
 EVALUATION_SEED = 100_000
+POLICY_FILES = ("policy.json", "policy.safetensors")
 SEED_USES = {0: "evaluation", 500_000: "validation", 1_000_000: "demonstrations"}
 """First seed -> what seeds from there on are for: results are reported on those that no choice and no training saw."""
 
@@ -118,9 +121,13 @@ def record_episode(policy: Policy, env: gymnasium.Env[Any, Any], seed: int) -> N
 
 
 def evaluate(
-    policy_folder: Path, config: EvalConfig, log: Path, progress: Progress = lambda done, total, note: None
+    policy_folder: Path,
+    config: EvalConfig,
+    log: Path,
+    progress: Progress = lambda done, total, note: None,
+    launcher: Launcher = LOCAL,
 ) -> list[EpisodeResult]:
-    """Evaluate a trained policy over processes, appending every finished episode to `log` (JSON lines).
+    """Evaluate a trained policy over workers, appending every finished episode to `log` (JSON lines).
 
     Episodes already in the log are not run again, so a killed evaluation goes on where it was.
 
@@ -143,8 +150,8 @@ def evaluate(
             f" trained again. Move the log away, or: rm {log}"
         )
     todo = [seed for seed in seeds if seed not in results]
-    make = partial(_make, policy_folder, description, config)
-    answers = workers.work(make, _run, todo, min(config.workers or workers.cores(), max(1, len(todo))))
+    make = partial(_make, Parcel.of(policy_folder, POLICY_FILES), description, config)
+    answers = launcher.work(make, _run, todo, config.workers)
     with contextlib.closing(answers), contextlib.ExitStack() as stack:
         lines: files.JsonLines | None = None  # made with the first episode: one that cannot begin leaves no log
         for seed, result in answers if todo else ():
@@ -193,8 +200,9 @@ def load_actor(folder: Path, config: EvalConfig) -> Policy:
     return policy
 
 
-def _make(folder: Path, description: dict[str, Any], config: EvalConfig) -> tuple[Policy, RobosuiteEnv]:
-    return load_actor(folder, config), make_env_for(description, config.fidelity, config.shift)
+def _make(policy: Parcel, description: dict[str, Any], config: EvalConfig) -> tuple[Policy, RobosuiteEnv]:
+    with policy.unpacked() as folder:
+        return load_actor(folder, config), make_env_for(description, config.fidelity, config.shift)
 
 
 def _run(tool: tuple[Policy, RobosuiteEnv], seed: int) -> EpisodeResult:

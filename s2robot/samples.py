@@ -3,12 +3,14 @@
     demonstrations + a source -> what the network keeps of each step -> windows of T observations
 
 The source is a feature store, of which compressed features are kept, or `Frames`, of which small frames are. A store
-may have augmented versions; a window can be seen in any of them.
+may have augmented versions; a window can be seen in any of them. What memory does not hold is mapped into it from disk.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,14 @@ from s2robot import machine, registry
 from s2robot.datasets import DemoDataset
 from s2robot.errors import InvalidInput
 from s2robot.frames import Frames, Rows
+from s2robot.scratch import OnDisk
 from s2robot.store import FeatureStore
 from s2robot.stored import StoredEpisode
 
 Source = FeatureStore | Frames
 PIECE = 128  # rows read at once
+SHARE = 0.8  # of free memory that samples may take: training wants some too
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Samples:
     actions: Tensor  # (F, A, M)
     valid: Tensor  # (F, A): 0 beyond the end of the episode
     window: Tensor  # (F, T): rows of the looks that lead to this one, oldest first, itself last
+    disk: OnDisk | None = None  # where `seen` is, if not in memory
 
     @property
     def versions(self) -> int:
@@ -48,18 +54,31 @@ class Samples:
 
         versions: (B,) which one each window is seen in, the whole of it; default: all in the plain one, 0.
         """
-        past = self.window[rows]  # (B, T)
-        shown = past if versions is None else past + len(self.window) * versions[:, None]
+        past, shown = self._looks(rows, versions)
         fields = (self.proprioception, self.goal, self.actions, self.valid)
         return registry.neck().Batch(self.seen[shown].to(device), *(field[past].to(device) for field in fields))
 
+    def expect(self, rows: Tensor, versions: Tensor) -> None:
+        """These will be taken next: have them read from disk meanwhile."""
+        if self.disk:
+            self.disk.expect(self._looks(rows, versions)[1])
+
+    def _looks(self, rows: Tensor, versions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows of the windows' looks, and of these in `seen`.  (B, T), (B, T)"""
+        past = self.window[rows]
+        return past, past if versions is None else past + len(self.window) * versions[:, None]
+
 
 @torch.no_grad()
-def gather(dataset: DemoDataset, source: Source, network: Any, episodes: range) -> Samples:
+def gather(dataset: DemoDataset, source: Source, network: Any, episodes: range, scratch: Path) -> Samples:
     """The samples of these episodes, which are the source's first.
 
+    Args:
+        scratch: a folder for what memory does not hold.
+
     Raises:
-        InvalidInput: the looks of a window would lie between encoded steps, or memory does not hold the samples.
+        InvalidInput: the looks of a window would lie between encoded steps.
+        OutOfSpace: neither memory nor disk holds the samples.
     """
     config = network.config
     if config.context > 1 and config.execute % source.stride:
@@ -68,32 +87,33 @@ def gather(dataset: DemoDataset, source: Source, network: Any, episodes: range) 
             " (--encode.stride): a context needs the first to be a multiple of the second"
         )
     steps = [source.rows(k)[1] for k in episodes]
-    seen = _seen(source, network, sum(map(len, steps)))
+    seen, disk = _seen(source, network, sum(map(len, steps)), scratch)
     fields = [_fields(dataset.episode(k), steps[k], config.chunk) for k in episodes]
     state, goal, actions, valid = (torch.from_numpy(np.concatenate(part)) for part in zip(*fields, strict=True))
     window = torch.from_numpy(_windows(steps, config, source.stride))
-    return Samples(seen, state, goal, actions, valid, window)
+    return Samples(seen, state, goal, actions, valid, window, disk)
 
 
-def _seen(source: Source, network: Any, count: int) -> Tensor:
-    """What the network keeps of the first `count` rows, read piece by piece into memory reserved once; then the same
+def _seen(source: Source, network: Any, count: int, scratch: Path) -> tuple[Tensor, OnDisk | None]:
+    """What the network keeps of the first `count` rows, read piece by piece into room reserved once; then the same
     of every version."""
     one: Tensor = network.kept(source, np.arange(1))
     looks = [source, *source.versions]
-    needed, free = len(looks) * count * one.nbytes, machine.free_memory()
-    if free is not None and needed > free:
-        times = f", {len(looks)} times with its versions," if source.versions else ""
-        fewer = "versions (--encode.versions), " if source.versions else ""
-        raise InvalidInput(
-            f"What the policy sees of {count} steps{times} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of"
-            f" memory are free. Take fewer {fewer}steps (--encode.stride), demonstrations (--train.demos) or, for a"
-            " policy that reads frames, pixels (--policy.size)"
-        )
-    seen = torch.empty(len(looks) * count, *one.shape[1:], dtype=one.dtype)
+    shape, needed = (len(looks) * count, *one.shape[1:]), len(looks) * count * one.nbytes
+    free = machine.free_memory()
+    disk = None
+    if free is not None and needed > SHARE * free:
+        _log.warning(
+            "What the policy sees of %d steps takes %.1f GB, and %.1f GB of memory are free: it is read from disk, in"
+            " %s, which may be slower. Less: --encode.stride, --encode.versions, --train.demos; frames: --policy.size",
+            len(looks) * count, needed / 1e9, free / 1e9, scratch,
+        )  # fmt: skip
+        disk = OnDisk(shape, one.dtype, scratch)
+    seen = disk.tensor if disk else torch.empty(shape, dtype=one.dtype)
     for k, look in enumerate(looks):
         for rows in np.array_split(np.arange(count), max(1, count // PIECE)):
             seen[k * count + rows[0] : k * count + rows[-1] + 1] = network.kept(look, rows)
-    return seen
+    return seen, disk
 
 
 def _fields(episode: StoredEpisode, steps: Rows, chunk: int) -> tuple[NDArray[Any], ...]:

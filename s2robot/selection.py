@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s2robot import files
+from s2robot.launchers import LOCAL, Launcher
 from s2robot.rollouts import SEED_USES, EvalConfig, evaluate
 
 VALIDATION_SEED = next(seed for seed, use in SEED_USES.items() if use == "validation")
@@ -34,7 +35,10 @@ class ValidationConfig:
 
 
 def select(
-    run: Path, config: ValidationConfig, progress: Callable[[int, int, str], None] = lambda done, total, note: None
+    run: Path,
+    config: ValidationConfig,
+    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    launcher: Launcher = LOCAL,
 ) -> Path:
     """Judge every snapshot and the last weights; copy the best to `<run>/best` (of equals the latest).
 
@@ -48,7 +52,7 @@ def select(
         def report(done: int, total: int, note: str, before: int = k) -> None:
             progress(before * total + done, len(candidates) * total, note)
 
-        results = evaluate(folder, settings, folder / "validation.jsonl", report)
+        results = evaluate(folder, settings, folder / "validation.jsonl", report, launcher)
         name = "last" if folder == candidates[-1] else folder.name
         rows.append({"snapshot": name, "successes": sum(r.success for r in results), "episodes": len(results)})
     best = max(range(len(rows)), key=lambda k: (rows[k]["successes"], k))

@@ -1,7 +1,8 @@
 """Features on disk: encode a dataset once, then train any number of policies on it in seconds.
 
     <root>/<16 hex>/        named by what decides the numbers, so stale features cannot be
-      map.npy               float16 (F, V, D*S, h, w)    one row an encoded step, episodes one after another
+      map.npy               float16 (F, V, D*S, h, w)    one row an encoded step, episodes one after another; beyond a
+                                                         gigabyte in several files, see `s2robot.shards`
       cls.npy               float16 (F, V, D*S)
       index.json            each row's episode and step; encoder, dataset, stride, shapes
       journal.jsonl         episodes whose rows are safely on disk, with their sha256
@@ -18,7 +19,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,25 +28,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s2robot import remote
 from s2robot.augment import Augmentation
 from s2robot.datasets import DemoDataset
 from s2robot.encoding import Task, encode_episodes, half_bytes, refuse_to_start_in_a_starting_process
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.files import JsonLines, atomic, plain, read_json, read_jsonl, reserve, sweep, write_json
+from s2robot.launchers import Launcher
+from s2robot.shards import Sharded, cut, shards
 
 if TYPE_CHECKING:
     from s2robot.encoder import Encoder, EncoderConfig
 
 Progress = Callable[[int, int], None]
+Encode = Callable[[list[int]], Generator[dict[str, Any], None, None]]
 STORE_VERSION = 1
 _ARRAYS = ("map", "cls")
+_WORDS = ("done", "index.json", "journal.jsonl")  # the files that are no array's
 
 
 class FeatureStore:
     """A finished store, opened for reading; its arrays are memory-mapped and cost no memory until used."""
 
     def __init__(self, folder: str | Path, versions: Sequence[FeatureStore] = ()) -> None:
-        """Open the store in `folder`.
+        """Open the store in `folder`. Of one behind an address such as s3://bucket/features/0123456789abcdef each file
+        is fetched when it is first read, see `s2robot.remote`.
 
         Args:
             versions: stores of the same steps in other looks, for training to choose from.
@@ -53,7 +61,9 @@ class FeatureStore:
             InvalidInput: there is none, it was not finished, or a version has other steps or another encoder.
             CorruptFile: its files are not what its index says.
         """
-        self.folder = Path(folder)
+        self.address = str(folder)
+        self._far = remote.is_remote(folder)
+        self.folder = remote.folder(self.address, _WORDS) if self._far else Path(folder)
         if not (self.folder / "done").is_file():
             state = (
                 "was not finished: encode again, it goes on where it stopped"
@@ -70,8 +80,8 @@ class FeatureStore:
         self.dataset_fingerprint: str = self.index["dataset_fingerprint"]
         self.episodes = np.array(self.index["episode"], np.int64)  # (F,)
         self.steps = np.array(self.index["step"], np.int64)  # (F,)
-        self.map = _open_array(self.folder, "map", self.index["map_shape"])  # (F, V, D*S, h, w)
-        self.cls = _open_array(self.folder, "cls", self.index["cls_shape"])  # (F, V, D*S)
+        self.map = self._array("map")  # (F, V, D*S, h, w)
+        self.cls = self._array("cls")  # (F, V, D*S)
         self.versions = tuple(versions)
         for version in versions:
             if _identity(version.index) != _identity(self.index):
@@ -80,11 +90,19 @@ class FeatureStore:
                     " s2robot encode --versions 1"
                 )
 
+    def _array(self, name: str) -> Any:
+        files = shards(self.index, name)
+        if self._far:
+            return Sharded(files, lambda shard: _open_array(remote.local(f"{self.address}/{shard.file}"), shard.shape))
+        opened = [_open_array(self.folder / shard.file, shard.shape) for shard in files]
+        return opened[0] if len(files) == 1 else Sharded(files, lambda shard: opened[files.index(shard)])
+
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path, tuple[FeatureStore, ...]]]:
-        return FeatureStore, (self.folder, self.versions)  # a pickled memory map would carry all its numbers
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[str | Path, tuple[FeatureStore, ...]]]:
+        where = self.address if self._far else self.folder
+        return FeatureStore, (where, self.versions)  # a pickled memory map would carry all its numbers
 
     def rows(self, episode: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of `map` and `cls` that belong to `episode`, and the step of each.  (n,), (n,)"""
@@ -115,24 +133,25 @@ def encode_dataset(
     stride: int = 1,
     versions: int = 0,
     augment: Augmentation | None = None,
-    workers: int | None = None,
+    workers: int | Launcher | None = None,
     progress: Progress | None = None,
 ) -> FeatureStore:
     """Encode every `stride`-th step of a dataset, or open the store if that was done before.
 
     Args:
-        root: the store is a folder in here, named by a hash of encoder, dataset and stride.
+        root: the store is a folder in here, named by a hash of encoder, dataset and stride. Behind an address such as
+            s3://bucket/features it is stored when it is done, and looked for first.
         versions: further stores, each of all frames in another look, which become the store's `versions`. They are
             in `root` too, named by a hash of their look as well; the first of many are those of few.
         augment: how far these looks go; default: `Augmentation()`.
         workers: processes, each with one thread: two of them beat one with two threads. Default: one a core, fewer for
-            little work, and one alone where there is a CUDA device.
-        progress: told (rows done, rows in all), of all stores together, after every batch.
+            little work, and one alone where there is a CUDA device. Or who else encodes, see `s2robot.launchers`.
+        progress: told (rows done, rows in all), of all stores together, after every episode.
 
     Raises:
         OutOfSpace: before anything is encoded, if the whole store does not fit; of a version, before it is begun.
     """
-    if stride < 1 or (workers is not None and workers < 1):
+    if stride < 1 or (isinstance(workers, int) and workers < 1):
         raise InvalidInput(f"stride is {stride} and workers {workers}; expected whole numbers from 1 on, or no workers")
     if versions < 0:
         raise InvalidInput(f"versions is {versions}; expected how many other looks to add, 0 or more")
@@ -140,45 +159,51 @@ def encode_dataset(
     dataset = DemoDataset(dataset_path)
     encoder = encoder_config.build()
     plain_index, augment = _make_index(dataset, encoder, encoder_config, stride), augment or Augmentation()
-    folders = []
+    made: list[str | Path] = []
     for version in range(versions + 1):
         index = {**plain_index, "augmented": augment.identity(version)} if version else plain_index
-        task = Task(
-            Path(root).absolute() / _key(index), Path(dataset_path), encoder_config, index, encoder, version, augment
-        )
-        _complete(task, len(dataset), workers, progress and partial(_tell, progress, version, versions + 1))
-        folders.append(task.folder)
-    return FeatureStore(folders[0], [FeatureStore(folder) for folder in folders[1:]])
+        address = f"{str(root).rstrip('/')}/{_key(index)}"
+        far = remote.is_remote(address)
+        if far and remote.exists(f"{address}/done"):
+            made.append(address)
+            continue
+        folder = remote.outgoing(address) if far else Path(address).absolute()
+        task = Task(folder, dataset.path, encoder_config, index, encoder, version, augment)
+        encode = partial(encode_episodes, task, workers=workers)
+        _complete(task, len(dataset), encode, progress and partial(_tell, progress, version, versions + 1))
+        if far:
+            remote.store(folder, address)
+        made.append(folder)
+    return FeatureStore(made[0], [FeatureStore(folder) for folder in made[1:]])
 
 
 def _tell(progress: Progress, version: int, of: int, rows: int, total: int) -> None:
     progress(version * total + rows, of * total)
 
 
-def _complete(task: Task, episodes: int, workers: int | None, progress: Progress | None) -> None:
+def _complete(task: Task, episodes: int, encode: Encode, progress: Progress | None) -> None:
     """Make a task's store, or what lacks of it."""
     task.folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(task.folder):
         if not (task.folder / "done").is_file():
             sweep(task.folder)
             done = _prepare(task.folder, task.index)
-            _encode(task, [k for k in range(episodes) if k not in done], workers, progress)
+            _encode(task, [k for k in range(episodes) if k not in done], encode, progress)
             with atomic(task.folder / "done") as temporary:
                 temporary.touch()
 
 
-def _encode(task: Task, todo: list[int], workers: int | None, progress: Progress | None) -> None:
+def _encode(task: Task, todo: list[int], encode: Encode, progress: Progress | None) -> None:
+    rows_of = Counter(task.index["episode"])
     total = len(task.index["step"])
-    rows = total - sum(task.index["episode"].count(k) for k in todo)
+    rows = total - sum(rows_of[k] for k in todo)
     with JsonLines(task.folder / "journal.jsonl", durable=True) as journal:
         if progress:
             progress(rows, total)
-        with contextlib.closing(encode_episodes(task, todo, workers)) as events:  # closing it stops the workers
-            for event in events:
-                if isinstance(event, dict):
-                    journal.write(event)
-                    continue
-                rows += event
+        with contextlib.closing(encode(todo)) as lines:  # closing it stops the workers
+            for line in lines:
+                journal.write(line)
+                rows += rows_of[line["episode"]]
                 if progress:
                     progress(rows, total)
 
@@ -192,7 +217,7 @@ def _make_index(dataset: DemoDataset, encoder: Encoder, config: EncoderConfig, s
         "version": STORE_VERSION,
         "encoder": config,
         "encoder_fingerprint": encoder.fingerprint,
-        "dataset": str(dataset.path),
+        "dataset": dataset.address,
         "dataset_fingerprint": dataset.fingerprint,
         "cameras": dataset.cameras,
         "stride": stride,
@@ -203,7 +228,7 @@ def _make_index(dataset: DemoDataset, encoder: Encoder, config: EncoderConfig, s
         "step": [step for of_episode in steps for step in of_episode],
     }
     made: dict[str, Any] = plain(index)
-    return made
+    return {**made, **({"shards": starts} if (starts := cut(made, _ARRAYS)) else {})}
 
 
 def _key(index: dict[str, Any]) -> str:
@@ -219,26 +244,26 @@ def _identity(index: dict[str, Any]) -> list[Any]:
 
 def _prepare(folder: Path, index: dict[str, Any]) -> set[int]:
     """Find how far a former run came, or lay out fresh files. Returns the episodes already done."""
+    files = [shard for name in _ARRAYS for shard in shards(index, name)]
     with contextlib.suppress(CorruptFile, OSError):
         kept = _read_index(folder)
-        for name in _ARRAYS:
-            _open_array(folder, name, index[f"{name}_shape"])
-        if all(kept[name] == index[name] for name in index.keys() - {"encoder", "dataset"}):  # files may have moved
+        for shard in files:
+            _open_array(folder / shard.file, shard.shape)
+        if all(kept.get(name) == index[name] for name in index.keys() - {"encoder", "dataset"}):  # files may have moved
             journal = folder / "journal.jsonl"
             return {line["episode"] for line in read_jsonl(journal)} if journal.exists() else set()
     # The journal goes first and the index comes last, so that neither ever speaks of arrays that are not there.
-    for name in ("journal.jsonl", "index.json", "map.npy", "cls.npy"):
+    for name in ("journal.jsonl", "index.json", *(path.name for path in folder.glob("*.npy"))):
         (folder / name).unlink(missing_ok=True)
     try:
-        for name in _ARRAYS:
-            shape = index[f"{name}_shape"]
-            with atomic(folder / f"{name}.npy") as temporary:
-                temporary.write_bytes(_npy_header(shape))
-                reserve(temporary, half_bytes(shape) + len(_npy_header(shape)))
+        for shard in files:
+            with atomic(folder / shard.file) as temporary:
+                temporary.write_bytes(_npy_header(shard.shape))
+                reserve(temporary, half_bytes(shard.shape) + len(_npy_header(shard.shape)))
         write_json(folder / "index.json", {**index, "digest": _index_digest(index)}, indent=None)
     except BaseException:
-        for name in _ARRAYS:  # one may have found its space: it must not keep it
-            (folder / f"{name}.npy").unlink(missing_ok=True)
+        for shard in files:  # one may have found its space: it must not keep it
+            (folder / shard.file).unlink(missing_ok=True)
         raise
     return set()
 
@@ -263,14 +288,16 @@ def _npy_header(shape: list[int]) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
 
 
-def _open_array(folder: Path, name: str, shape: list[int]) -> NDArray[np.float16]:
-    path, header = folder / f"{name}.npy", _npy_header(shape)
+def _open_array(path: Path, shape: list[int]) -> NDArray[np.float16]:
+    header = _npy_header(shape)
     if not path.is_file():
-        raise _corrupt(folder, f"{path.name} is missing")
+        raise _corrupt(path.parent, f"{path.name} is missing")
     size, expected = path.stat().st_size, half_bytes(shape) + len(header)
     with path.open("rb") as file:
         if size != expected or file.read(len(header)) != header:
-            raise _corrupt(folder, f"{path.name} has {size} bytes; expected {expected}, for float16 {tuple(shape)}")
+            raise _corrupt(
+                path.parent, f"{path.name} has {size} bytes; expected {expected}, for float16 {tuple(shape)}"
+            )
     return np.memmap(path, np.dtype("<f2"), "r", len(header), tuple(shape))
 
 

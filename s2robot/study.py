@@ -15,28 +15,34 @@ seed: after the first third there is an answer, if a rough one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from s2robot import config as configuration
-from s2robot import files, progress, registry
+from s2robot import files, progress, registry, remote
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.demo import DemoConfig, run_schema, source_of
 from s2robot.errors import InvalidInput, UnknownName
+from s2robot.launchers import HERE, LOCAL, Launcher
 from s2robot.rerender import RenderConfig, render
 from s2robot.rollouts import EvalConfig, evaluate
 from s2robot.runs import SEED_FOLDER
 from s2robot.study_page import write_page
 from s2robot.study_results import tabulate
 from s2robot.study_videos import film
+from s2robot.sweeps import do_runs, everywhere, inputs_of
 from s2robot.training import train
 
 LISTS = ("levels", "seeds", "shifts")
+
+Seen = Mapping[int, DemoDataset]
+"""The demonstrations by the size of the cameras' frames [pixels]."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,9 @@ def cells(study: StudyConfig) -> Iterator[Cell]:
                 yield Cell(name, level, seed, configuration.build(schema, tree, f"arm {name}"))
 
 
-def run_study(study: StudyConfig, out: Path, console: Console, data: Path | None = None) -> Path:
+def run_study(
+    study: StudyConfig, out: Path, console: Console, data: str | Path | None = None, launcher: Launcher = LOCAL
+) -> Path:
     """Run or resume a study; return its page.
 
     Args:
@@ -135,10 +143,11 @@ def run_study(study: StudyConfig, out: Path, console: Console, data: Path | None
     if strange := [cell.arm for cell in every if _drawn_alike(cell) != _drawn_alike(every[0])]:
         raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
     _keep(study, out)
-    dataset = _demonstrations(every[0].config, out, console, data)
-    for number, cell in enumerate(every, start=1):
-        console.print(f"{number} of {len(every)}: {cell.folder}", highlight=False)
-        run_cell(cell, _as_seen(cell, every[0], dataset, out, console), study.shifts, out, console)
+    dataset = _demonstrations(every[0].config, out, console, data, launcher)
+    seen = _as_seen(every, dataset, out, console)
+    done = _one_by_one if launcher is LOCAL else partial(_elsewhere, launcher)
+    for number, name in enumerate(done(every, seen, study.shifts, out, console), start=1):
+        console.print(f"{number} of {len(every)}: {name}", highlight=False)
         files.write_json(out / "results.json", tabulate(study, every, dataset, out))
         write_page(out)
     with progress.bar("film", console) as report:
@@ -147,18 +156,39 @@ def run_study(study: StudyConfig, out: Path, console: Console, data: Path | None
     return out / "report.html"
 
 
-def run_cell(cell: Cell, dataset: DemoDataset, shifts: Sequence[str], out: Path, console: Console) -> None:
-    """Train and judge one run, or what is missing of it."""
-    config, folder = cell.config, out / cell.folder
+def _one_by_one(every: Sequence[Cell], seen: Seen, shifts: Sequence[str], out: Path, console: Console) -> Iterator[str]:
+    for cell in every:
+        run_cell(seen, shifts, cell, out / cell.folder, console)
+        yield cell.folder
+
+
+def _elsewhere(
+    launcher: Launcher, every: Sequence[Cell], seen: Seen, shifts: Sequence[str], out: Path, console: Console
+) -> Iterator[str]:
+    """Features first, which many runs share; then each run on a worker."""
+    seen = {size: everywhere(dataset) for size, dataset in seen.items()}
+    inputs: dict[Path, None] = {}
+    for cell in every:
+        dataset = seen[cell.config.collect.frame_size]
+        source = source_of(dataset, cell.config, remote.beside(dataset.address, "features"), console, launcher)
+        inputs |= dict.fromkeys(inputs_of(dataset, source))
+    runs = {cell.folder: cell for cell in every}
+    return do_runs(launcher, partial(run_cell, seen, shifts), runs, out, tuple(inputs))
+
+
+def run_cell(seen: Seen, shifts: Sequence[str], cell: Cell, folder: Path, console: Console | None = None) -> None:
+    """Train and judge one run, or what is missing of it; without a console as a worker does, in its process alone."""
+    config, launcher, console = cell.config, LOCAL if console else HERE, console or Console(quiet=True)
+    dataset = seen[config.collect.frame_size]
     configuration.keep(dataclasses.replace(config, out=".", eval=EvalConfig()), folder)  # more episodes may follow
     if not (folder / "policy" / "done").exists():
-        source = source_of(dataset, config, dataset.path.parent / "features", console)
+        source = source_of(dataset, config, remote.beside(dataset.address, "features"), console)
         with progress.bar("train", console) as report:
             train(dataset, source, config.encoder, config.policy, config.train, folder / "policy", progress=report)
     for shift in shifts:
         judging = dataclasses.replace(config.eval, shift=shift)
         with progress.bar("evaluate", console) as report:
-            evaluate(folder / "policy", judging, folder / f"episodes-{judging.label}.jsonl", report)
+            evaluate(folder / "policy", judging, folder / f"episodes-{judging.label}.jsonl", report, launcher)
 
 
 def merged(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -194,20 +224,21 @@ def _drawn_alike(cell: Cell) -> CollectConfig:
     return dataclasses.replace(cell.config.collect, frame_size=CollectConfig.frame_size)
 
 
-def _as_seen(cell: Cell, first: Cell, dataset: DemoDataset, out: Path, console: Console) -> DemoDataset:
-    """The demonstrations as an arm's cameras see them: the same episodes, drawn again where the size is another."""
-    size = cell.config.collect.frame_size
-    path = out / f"demos-{size}px.hdf5"
-    if size == first.config.collect.frame_size:
-        return dataset
-    if path.exists():
-        return DemoDataset(path)
-    drawing = RenderConfig(frame_size=size, workers=cell.config.collect.workers)
-    with progress.bar(f"draw at {size} px", console) as report:
-        return render(dataset.path, path, drawing, report).dataset
+def _as_seen(every: Sequence[Cell], dataset: DemoDataset, out: Path, console: Console) -> Seen:
+    """The same episodes drawn again where an arm's cameras have another size."""
+    seen = {every[0].config.collect.frame_size: dataset}
+    for config in (cell.config.collect for cell in every if cell.config.collect.frame_size not in seen):
+        path = out / f"demos-{config.frame_size}px.hdf5"
+        if not path.exists():
+            with progress.bar(f"draw at {config.frame_size} px", console) as report:
+                render(dataset.path, path, RenderConfig(frame_size=config.frame_size, workers=config.workers), report)
+        seen[config.frame_size] = DemoDataset(path)
+    return seen
 
 
-def _demonstrations(config: DemoConfig, out: Path, console: Console, data: Path | None) -> DemoDataset:
+def _demonstrations(
+    config: DemoConfig, out: Path, console: Console, data: str | Path | None, launcher: Launcher
+) -> DemoDataset:
     if data is not None:
         dataset = DemoDataset(data)
         if (known := dataset.env_args.get("task")) != config.collect.task:
@@ -215,4 +246,4 @@ def _demonstrations(config: DemoConfig, out: Path, console: Console, data: Path 
         return dataset
     registry.get_task(config.collect.task, config.collect.robot)
     with progress.bar("collect", console) as report:
-        return collect(config.collect, out / "demos.hdf5", report)
+        return collect(config.collect, out / "demos.hdf5", report, launcher)

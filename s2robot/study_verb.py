@@ -11,6 +11,7 @@ from rich.console import Console
 
 from s2robot import command, files
 from s2robot.errors import UsageError
+from s2robot.launchers import find_launcher
 
 
 def do_study(argv: Sequence[str]) -> int:
@@ -30,6 +31,7 @@ def do_study(argv: Sequence[str]) -> int:
     parser.add_argument("--arms", default=None, help="some of the arms, the one to compare against first: s2,base")
     parser.add_argument("--seeds", default=None, help="training seeds instead of the study's: 0,1,2")
     parser.add_argument("--levels", default=None, help="levels instead of the study's: 15,30")
+    command.launcher(parser, "each run is a piece")
     parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
     options, rest = parser.parse_known_args(list(argv))
     chosen = {
@@ -41,7 +43,7 @@ def do_study(argv: Sequence[str]) -> int:
     out = Path(options.out or Path("runs") / Path(options.study).stem)
     console = Console(stderr=options.json)
     console.print(f"{study.title}: {len(list(cells(study)))} runs", highlight=False)
-    page = run_study(study, out, console, None if options.data is None else Path(options.data))
+    page = run_study(study, out, console, options.data, find_launcher(options.launcher))
     if options.json:
         print(json.dumps(files.read_json(out / "results.json")))
     console.print(str(page), highlight=False)

@@ -91,8 +91,8 @@ def train(
         device: default: the CPU for features, where a step takes milliseconds; for frames CUDA when there is one.
 
     Raises:
-        InvalidInput: the source is not of the policy's kind, or memory does not hold its samples; or the folder holds a
-            policy that learned something else, or otherwise.
+        InvalidInput: the source is not of the policy's kind; or the folder holds a policy that learned something else,
+            or otherwise.
         S2RobotError: the loss became NaN.
     """
     kind = registry.policy_kind(policy)
@@ -110,7 +110,7 @@ def train(
         state = _TrainState(network.to(where), config)
         state.restore(out / "state.pt")
         train_rows, valid_rows = _split(source, len(episodes), config)
-        samples = gather(dataset, source, network, episodes)
+        samples = gather(dataset, source, network, episodes, out)
         files.write_json(out / SETTINGS, settings)
         describe = partial(_description, kind, dataset, source, encoder)
         _loop(state, samples, train_rows, valid_rows, config, out, progress, describe)
@@ -265,9 +265,8 @@ def _loop(
 
 
 def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfig) -> float:
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
-    batch = rows[torch.randint(len(rows), (_windows(samples, config),), generator=generator)]
-    versions = torch.randint(samples.versions, (len(batch),), generator=generator)  # last: versions change no rows
+    batch, versions = _draw(samples, rows, config, state.step)
+    samples.expect(*_draw(samples, rows, config, state.step + 1))
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout and noise
     for group, share in zip(state.optimizer.param_groups, state.shares, strict=True):
         group["lr"] = share * _lr(config, state.step)
@@ -279,6 +278,13 @@ def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfi
     state.optimizer.step()
     state.averaged.update_parameters(state.network)
     return float(loss.detach())
+
+
+def _draw(samples: Samples, rows: Tensor, config: TrainConfig, step: int) -> tuple[Tensor, Tensor]:
+    """The windows of a step (B,), and in which version each is seen (B,)."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    batch = rows[torch.randint(len(rows), (_windows(samples, config),), generator=generator)]
+    return batch, torch.randint(samples.versions, (len(batch),), generator=generator)  # last: versions change no rows
 
 
 @torch.no_grad()

@@ -18,10 +18,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import command, files, plugins, progress, registry, statistics
+from s2robot import command, files, plugins, progress, registry, remote, statistics
 from s2robot import config as configuration
 from s2robot.dataset_verbs import dataset_rows
 from s2robot.errors import UsageError
+from s2robot.launchers import LOCAL, find_launcher
 
 
 def do_demo(argv: Sequence[str]) -> int:
@@ -72,13 +73,18 @@ def do_collect(argv: Sequence[str]) -> int:
         "s2robot collect Lift --demos 200 --out runs/lift.hdf5",
     )
     parser.add_argument("task", help="a task; see: s2robot list tasks")
-    parser.add_argument("--out", required=True, help="the HDF5 file to write (robomimic's layout)")
+    parser.add_argument("--out", required=True, help="the HDF5 file to write (robomimic's layout), or s3://BUCKET/NAME")
+    command.launcher(parser, "each episode is a piece")
     options, rest = parser.parse_known_args(list(argv))
     config = configuration.load(CollectConfig, None, ["--task", options.task, *rest])
     registry.get_task(config.task, config.robot)
     console = Console()
+    far = remote.is_remote(options.out)
     with progress.bar("collect", console) as report:
-        dataset = run(config, Path(options.out), report)
+        out = remote.outgoing(options.out) if far else Path(options.out)
+        dataset = run(config, out, report, find_launcher(options.launcher))
+    if far:
+        remote.store(out, options.out)
     console.print(
         f"{options.out}: {len(dataset)} demonstrations, {dataset.total} steps, cameras {', '.join(dataset.cameras)}"
     )
@@ -94,7 +100,7 @@ def do_encode(argv: Sequence[str]) -> int:
         "Encode demonstrations once; training then reads features.",
         "s2robot encode runs/lift.hdf5 --scales 1,2",
     )
-    parser.add_argument("dataset", help="an HDF5 file of demonstrations")
+    parser.add_argument("dataset", help="an HDF5 file of demonstrations, or its address: s3://BUCKET/NAME")
     parser.add_argument("--out", default=None, help="folder of feature stores (default: features/ beside the dataset)")
     parser.add_argument("--stride", type=int, default=1, help="encode every n-th step (default 1)")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
@@ -104,13 +110,15 @@ def do_encode(argv: Sequence[str]) -> int:
         default=0,
         help="also so many other looks: the camera elsewhere, other light (default 0)",
     )
+    command.launcher(parser, "each episode is a piece")
     options, rest = parser.parse_known_args(list(argv))
     encoder = configuration.load(EncoderConfig, None, rest)
-    root = Path(options.out or Path(options.dataset).parent / "features")
-    console = Console()
+    root = options.out or remote.beside(options.dataset, "features")
+    console, launcher = Console(), find_launcher(options.launcher, options.workers)
     with progress.bar("encode", console) as report:
-        settings = {name: getattr(options, name) for name in ("stride", "workers", "versions")}
-        store = encode_dataset(options.dataset, encoder, root, **settings, progress=report)
+        workers = options.workers if launcher is LOCAL else launcher
+        settings = {name: getattr(options, name) for name in ("stride", "versions")}
+        store = encode_dataset(options.dataset, encoder, root, workers=workers, **settings, progress=report)
     console.print(
         f"{store.folder}: {len(store)} steps, map {store.map.shape[1:]}, {encoder.name} at scales {encoder.scales}"
     )

@@ -57,7 +57,8 @@ def work(
         try:
             while True:
                 while len(running) < count + 1 and (item := next(source, _END)) is not _END:
-                    running[pool.submit(answer_with, answer, item)] = item
+                    with _ctrl_c_held_back():
+                        running[pool.submit(answer_with, answer, item)] = item
                 if not running:
                     break
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -115,6 +116,19 @@ def stop(pool: ProcessPoolExecutor) -> None:
         process.terminate()
     for process in processes:
         process.join(timeout=5)
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Until a worker ignores it, Ctrl-C would make it print a traceback; workers inherit the mask."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _die_with(parent: int) -> None:

@@ -1,0 +1,120 @@
+"""Files behind an address such as s3://bucket/lift.hdf5, through fsspec: fetched into a cache, stored when done.
+
+    $S2ROBOT_CACHE/remote/<16 hex>/    a copy, under a name that changes with the file; safe to delete at any time
+                  outgoing/<16 hex>/   what is being made, to be stored there when it is done; a killed run goes on here
+
+Whole files, not ranges of them: HDF5 and training read here and there, and a disk answers in microseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from s2robot import files
+from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
+
+TELLS = ("name", "size", "ETag", "etag", "LastModified", "mtime", "created")  # what shows that a file is another now
+
+
+def is_remote(path: str | Path) -> bool:
+    """Is this an address? Ask before making it a `Path`, which takes a slash from it."""
+    return "://" in str(path)
+
+
+def local(path: str | Path) -> Path:
+    """Where to read a file: itself, or its copy.
+
+    Raises:
+        InvalidInput: there is none at this address.
+        MissingExtra: what speaks to such addresses is not installed.
+    """
+    return _fetch(str(path)) if is_remote(path) else Path(path)
+
+
+def exists(address: str) -> bool:
+    """Is there such a file now?"""
+    with _reaching(address) as (system, inner):
+        return bool(system.exists(inner))
+
+
+def beside(path: str | Path, name: str) -> str | Path:
+    """Another name in the same folder."""
+    return f"{str(path).rstrip('/').rpartition('/')[0]}/{name}" if is_remote(path) else Path(path).parent / name
+
+
+def outgoing(address: str) -> Path:
+    """Where to make what will be stored at this address."""
+    return files.cache_folder() / "outgoing" / _short(address) / address.rstrip("/").rpartition("/")[2]
+
+
+def store(source: Path, address: str) -> None:
+    """Store a file, or all files of a folder; one named `done` last, for it says that the others are there."""
+    names = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+    with _reaching(address) as (system, inner):
+        for path in sorted(names, key=lambda path: (path.name == "done", path)):
+            target = f"{inner}/{path.relative_to(source).as_posix()}" if source.is_dir() else inner
+            system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            system.put_file(str(path), target)
+
+
+def folder(address: str, names: Sequence[str]) -> Path:
+    """A folder with copies of these files of a folder, those that are there."""
+    with _reaching(address) as (system, inner):
+        tells = {name: _tells(system, f"{inner}/{name}") for name in names if system.exists(f"{inner}/{name}")}
+        copy = files.cache_folder() / "remote" / _short(json.dumps([address, tells])) / address.rpartition("/")[2]
+        for name in tells:
+            _get(system, f"{inner}/{name}", copy / name)
+        return copy
+
+
+def _fetch(address: str) -> Path:
+    with _reaching(address) as (system, inner):
+        if not system.exists(inner):
+            raise InvalidInput(f"There is nothing at {address}")
+        tells = json.dumps([address, _tells(system, inner)])
+        copy = files.cache_folder() / "remote" / _short(tells) / address.rpartition("/")[2]
+        _get(system, inner, copy)
+        return copy
+
+
+def _get(system: Any, inner: str, copy: Path) -> None:
+    if not copy.exists():
+        with files.atomic(copy) as temporary:
+            system.get_file(inner, str(temporary))
+
+
+def _tells(system: Any, inner: str) -> list[str]:
+    info = system.info(inner)
+    return [str(info.get(name)) for name in TELLS]
+
+
+@contextlib.contextmanager
+def _reaching(address: str) -> Iterator[tuple[Any, str]]:
+    """What speaks to this kind of address, and the path within."""
+    from fsspec.core import url_to_fs  # comes with torch
+
+    scheme = address.partition("://")[0]
+    try:
+        yield url_to_fs(address)
+    except (S2RobotError, KeyboardInterrupt):
+        raise
+    except ImportError as error:
+        if scheme in ("s3", "s3a"):
+            raise MissingExtra("s3fs", "s3", f"An address that begins with {scheme}://") from error
+        raise S2RobotError(f"{scheme}:// needs a package that is not installed: {error}") from error
+    except ValueError as error:  # a kind of address that it does not know
+        raise InvalidInput(f"{address}: {error}") from error
+    except Exception as error:
+        words = " ".join(str(error).split())[:300] or type(error).__name__
+        raise S2RobotError(
+            f"{address} cannot be reached: {words}. Is the address right, and are you let in?"
+        ) from error
+
+
+def _short(words: str) -> str:
+    return hashlib.sha256(words.encode()).hexdigest()[:16]

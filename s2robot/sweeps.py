@@ -1,0 +1,90 @@
+"""Whole runs as pieces: `train --seeds` and `study` on a launcher.
+
+A run's folder goes to a worker as it is so far, and comes back when it is done. The demonstrations and the features it
+learns from are read where they are, so they must lie where every worker sees them: on a shared disk, or behind an
+address such as s3://... (`s2robot.remote`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from s2robot import remote
+from s2robot.datasets import DemoDataset
+from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.frames import Frames
+from s2robot.launchers import Launcher
+from s2robot.parcels import Parcel
+from s2robot.samples import Source
+
+What = TypeVar("What")
+
+
+class _Run(NamedTuple):
+    """One run: by its folder, what it is, and what there is of it."""
+
+    name: str
+    what: object
+    so_far: Parcel
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def do_runs(
+    launcher: Launcher, do: Callable[[What, Path], None], runs: Mapping[str, What], out: Path, inputs: tuple[Path, ...]
+) -> Iterator[str]:
+    """Call `do(what, folder)` for each run on some worker; yield its name when all of it is in `out/name`.
+
+    Every run has as many threads as this process: with another number its last bits would differ.
+
+    Args:
+        inputs: what workers must see.
+    """
+    for name in runs:
+        (out / name).mkdir(parents=True, exist_ok=True)
+    pieces = (_Run(name, what, Parcel.of(out / name)) for name, what in runs.items())
+    threads = torch.get_num_threads()
+    done = launcher.work(partial(_see, inputs), partial(_do, do, threads), pieces, cpus=threads)
+    with contextlib.closing(done):
+        for run, folder in done:
+            folder.put(out / run.name, instead_of=run.so_far)
+            yield run.name
+
+
+def inputs_of(dataset: DemoDataset, source: Source) -> tuple[Path, ...]:
+    """What lies on a disk of what a run learns from."""
+    looks = [] if isinstance(source, Frames) else [source, *source.versions]
+    places = [dataset.address, *(store.address for store in looks)]
+    return tuple(Path(place) for place in places if not remote.is_remote(place))
+
+
+def everywhere(dataset: DemoDataset) -> DemoDataset:
+    """The same by a path that means the same in other current folders."""
+    return dataset if remote.is_remote(dataset.address) else DemoDataset(dataset.path.absolute())
+
+
+def _see(inputs: tuple[Path, ...]) -> None:
+    for path in inputs:
+        if not path.exists():
+            raise S2RobotError(
+                f"The worker on {platform.node()} does not see {path}. Runs read demonstrations and features where they"
+                " are: put them on a disk that all nodes share, or train with --launcher local"
+            )
+
+
+def _do(do: Callable[[What, Path], None], threads: int, tool: None, run: _Run) -> Parcel:
+    torch.set_num_threads(threads)
+    with run.so_far.unpacked() as folder:
+        try:
+            do(run.what, folder)  # type: ignore[arg-type]  # of the same mapping
+        except InvalidInput as error:
+            raise InvalidInput(str(error).replace(str(folder), run.name)) from error
+        return Parcel.of(folder)

@@ -1,0 +1,177 @@
+"""Launchers: the same answers from all, lost workers borne, nothing left running, nothing imported that is not used."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2robot.datasets import DemoDataset, Episode, write_dataset
+from s2robot.errors import InvalidInput, MissingExtra, S2RobotError, UnknownName, UsageError
+from s2robot.launchers import HERE, LOCAL, Launcher, find_launcher
+from s2robot.packed import PackedFrames
+from s2robot.parcels import Parcel
+from s2robot.slurm_launcher import SlurmLauncher
+
+UNWAITED = pytest.mark.filterwarnings(  # submitit does not wait for its local processes
+    "ignore:Exception ignored in. <function Popen.__del__:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def make(offset: int) -> int:
+    return offset
+
+
+def refuse() -> int:
+    raise UnknownName("kind", "lihgt", ["light"])
+
+
+def add(tool: int, item: int) -> int:
+    return tool + item
+
+
+def complain(tool: int, item: int) -> None:
+    raise InvalidInput(f"item {item} is wrong")
+
+
+def die(folder: Path, times: int, tool: int, item: int) -> tuple[int, str, int]:
+    """The worker that has item 1 is killed, the first so many times."""
+    tries = len(list(folder.glob("tried-*")))
+    if item == 1 and tries < times:
+        (folder / f"tried-{tries}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item, os.environ["OMP_NUM_THREADS"], os.getpid()
+
+
+@pytest.fixture(params=["ray", "slurm"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
+    """Ray on this machine; Slurm's jobs as processes here."""
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))  # workers know this file
+    if request.param == "slurm":
+        pytest.importorskip("submitit", reason="pip install 's2robot[slurm]'")
+        yield SlurmLauncher(tmp_path / "jobs", workers=2, pieces=2, cluster="local")
+        return
+    ray = pytest.importorskip("ray", reason="pip install 's2robot[ray]'")
+    yield find_launcher("ray")
+    ray.shutdown()
+
+
+@UNWAITED
+def test_every_piece_is_answered_once_and_lost_workers_are_borne(elsewhere: Launcher, tmp_path: Path) -> None:
+    answers = list(elsewhere.work(partial(make, 0), partial(die, tmp_path, 1), range(5)))
+    assert sorted((item, got[:2]) for item, got in answers) == [(k, (k, "1")) for k in range(5)]
+    assert (tmp_path / "tried-0").exists()
+    # A tool is made once a worker, errors arrive as they are, and a series without end may be left.
+    with pytest.raises(InvalidInput, match="item 0 is wrong"):
+        list(elsewhere.work(partial(make, 0), complain, [0]))
+    with pytest.raises(UnknownName, match="Did you mean 'light'"):
+        list(elsewhere.work(refuse, add, range(4)))
+    endless = elsewhere.work(partial(make, 0), partial(die, tmp_path, 1), count(2))
+    pids = {pid for _, (_, _, pid) in islice(endless, 3)}
+    endless.close()
+    deadline = time.monotonic() + 20
+    while any(map(_alive, pids)):
+        assert time.monotonic() < deadline, "a worker outlived its work"
+        time.sleep(0.05)
+
+
+@UNWAITED
+def test_a_piece_that_kills_its_workers_is_given_up_and_named(elsewhere: Launcher, tmp_path: Path) -> None:
+    with pytest.raises(
+        S2RobotError, match=r"3 workers were lost over one piece, 1\. The last: .*Finished work is kept"
+    ):
+        list(elsewhere.work(partial(make, 0), partial(die, tmp_path, 99), range(3)))
+
+
+@pytest.mark.parametrize("launcher", [LOCAL, HERE])
+def test_this_machine_answers_the_same(launcher: Launcher) -> None:
+    assert dict(launcher.work(partial(make, 10), add, range(5), 1)) == {k: k + 10 for k in range(5)}
+
+
+def test_a_launcher_is_found_by_its_words_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_launcher("local") is LOCAL
+    slurm = find_launcher("slurm:partition=cpu,timeout_min=60,workers=64,folder=/shared/jobs")
+    assert isinstance(slurm, SlurmLauncher) and (slurm.workers, slurm.folder) == (64, Path("/shared/jobs"))
+    assert slurm.parameters == {"slurm_partition": "cpu", "timeout_min": 60}
+    with pytest.raises(UnknownName, match="Did you mean 'ray'"):
+        find_launcher("rya")
+    with pytest.raises(UsageError, match="'partition' has no value"):
+        find_launcher("slurm:partition")
+    with pytest.raises(UsageError, match="slurm:workers=64"):
+        list(find_launcher("slurm").work(partial(make, 0), add, [1]))
+    for name in ("ray", "submitit"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for words, extra in (("ray", "ray"), ("slurm:workers=1", "slurm")):
+        with pytest.raises(MissingExtra, match=rf"pip install 's2robot\[{extra}\]'"):
+            list(find_launcher(words).work(partial(make, 0), add, [1]))
+
+
+def test_an_unknown_parameter_of_slurm_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="pip install 's2robot[slurm]'")
+    launcher = SlurmLauncher(tmp_path, workers=1, cluster="local", minutes=5)
+    with pytest.raises(InvalidInput, match="minutes"):
+        list(launcher.work(partial(make, 0), add, [1]))
+
+
+def test_work_on_this_machine_imports_no_engine() -> None:
+    code = (
+        "import sys, s2robot.collect, s2robot.rollouts, s2robot.store, s2robot.study, s2robot.policy_verbs;"
+        "from s2robot.launchers import find_launcher; find_launcher('local');"
+        "print([name for name in ('ray', 'submitit') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_travels_whole(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "policy").mkdir(parents=True)
+    for name in ("policy/done", "policy/state.pt", "log.jsonl"):
+        (there / name).write_text(name)
+    before = Parcel.of(there)
+    assert set(before.contents) == {"policy/done", "policy/state.pt", "log.jsonl"}
+    with before.unpacked() as folder:
+        (folder / "policy/state.pt").unlink()
+        (folder / "policy/new").write_bytes(b"\x00")
+        after = Parcel.of(folder)
+    assert not folder.exists()
+    before.put(here)
+    after.put(here, instead_of=before)
+    assert Parcel.of(here) == after
+    assert set(Parcel.of(there, ["log.jsonl", "none"]).contents) == {"log.jsonl"}
+
+
+def test_packed_frames_are_those_of_the_file_and_damage_shows(tmp_path: Path) -> None:
+    rng, zeros = np.random.default_rng(0), np.zeros((21, 2), np.float32)
+    frames = rng.integers(0, 256, (21, 2, 16, 24, 3), dtype=np.uint8)
+    episode = Episode(0, True, frames, zeros, zeros, zeros, zeros[:, 0])
+    dataset: DemoDataset = write_dataset(tmp_path / "a.hdf5", [episode], {"env_name": "Lift"}, ["a", "b"])
+    image = dataset.packed(0)
+    for steps in ([0], [3, 1, 20], list(range(0, 21, 4)), [0, 20]):
+        np.testing.assert_array_equal(PackedFrames(image).frames(steps), frames[steps])
+    wrong = 0
+    for at in rng.integers(len(image) // 2, len(image), 30):  # where the images are
+        damaged = bytearray(image)
+        damaged[at] ^= 1
+        try:
+            np.testing.assert_array_equal(PackedFrames(bytes(damaged)).frames(range(21)), frames)
+        except (OSError, ValueError, KeyError, RuntimeError):
+            wrong += 1
+    assert wrong > 15
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

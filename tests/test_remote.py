@@ -1,0 +1,168 @@
+"""Demonstrations and features behind an address: fetched once while they stay the same, stored when all is done."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import pickle
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from test_store import FakeConfig, content, make_dataset
+
+from s2robot import cli, remote, shards
+from s2robot.datasets import DemoDataset
+from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
+from s2robot.store import FeatureStore, encode_dataset
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def copies(cache: Path) -> int:
+    return len(list((cache / "remote").glob("*/*")))
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path, cache: Path) -> Iterator[str]:
+    """An address to write below: of a real store each."""
+    if request.param == "s3":
+        yield from _s3()
+        return
+    where = "/test-remote" if request.param == "memory" else str(tmp_path / "there")
+    address = f"{request.param}://{where}"
+    yield address
+    fsspec.filesystem(request.param).rm(where, recursive=True)
+
+
+def _s3() -> Iterator[str]:
+    """A server that speaks S3, in this process."""
+    pytest.importorskip("s3fs", reason="pip install 's2robot[s3]'")
+    moto = pytest.importorskip("moto.server", reason="pip install 'moto[server]', a local S3")
+    import s3fs
+
+    server = moto.ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    said = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in said.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().makedirs("bucket", exist_ok=True)
+        yield "s3://bucket/deep"
+        s3fs.S3FileSystem().rm("bucket/deep", recursive=True)
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_a_dataset_is_fetched_once_and_again_when_it_changes(bucket: str, cache: Path, tmp_path: Path) -> None:
+    first, second = (make_dataset(tmp_path / f"{seed}.hdf5", seed=seed) for seed in (0, 1))
+    address = f"{bucket}/lift.hdf5"
+    with pytest.raises(InvalidInput, match=r"There is nothing at .*lift\.hdf5"):
+        DemoDataset(address)
+    remote.store(first.path, address)
+    assert remote.exists(address)
+    for _ in range(2):
+        dataset = DemoDataset(address)
+        assert dataset.fingerprint == first.fingerprint and copies(cache) == 1
+    assert pickle.loads(pickle.dumps(dataset)).address == address
+    remote.store(second.path, address)
+    assert DemoDataset(address).fingerprint == second.fingerprint
+
+
+def test_a_store_is_stored_when_done_found_again_and_read_piece_by_piece(
+    bucket: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset(tmp_path / "a.hdf5")
+    plain = encode_dataset(dataset.path, FakeConfig(), tmp_path / "here", workers=1)
+    monkeypatch.setattr(shards, "SHARD", 4000)
+    root = f"{bucket}/features"
+    made = encode_dataset(dataset.path, FakeConfig(), root, workers=1)
+    assert len(shards.shards(made.index, "map")) > 2
+    np.testing.assert_array_equal(made.map[:], plain.map)
+    before = copies(cache)
+    again = encode_dataset(dataset.path, FakeConfig(trouble="overflow"), root)  # would raise if it encoded
+    assert again.address == f"{root}/{plain.folder.name}" and copies(cache) == before + 1  # its words, no array yet
+    last = again.rows(4)[0]
+    np.testing.assert_array_equal(again.map[last], plain.map[last])
+    assert copies(cache) == before + 2
+    np.testing.assert_array_equal(again.map[:], plain.map)
+    np.testing.assert_array_equal(again.cls[:], plain.cls)
+    again.verify()
+    moved = pickle.loads(pickle.dumps(again))
+    np.testing.assert_array_equal(moved.map[[3, 0, 20]], plain.map[[3, 0, 20]])
+    with pytest.raises(InvalidInput, match=r"The feature store .*/none is not there"):
+        FeatureStore(f"{root}/none")
+
+
+def test_the_command_line_takes_addresses(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    address = "memory://verbs/lift.hdf5"
+    remote.store(make_dataset(tmp_path / "a.hdf5", [9, 8, 7]).path, address)
+    words = ["--name", "timm:test_vit", "--random_weights", "true", "--sizes", "16"]
+    assert cli.main(["encode", address, "--workers", "1", *words]) == 0
+    (done,) = fsspec.filesystem("memory").glob("verbs/features/*/done")
+    settings = ["--steps", "3", "--train.batch", "4", "--encode.workers", "1", "--policy.components", "4"]
+    dotted = [word.replace("--", "--encoder.") for word in words]
+    assert cli.main(["train", address, "--out", str(tmp_path / "run"), *settings, *dotted]) == 0
+    assert (tmp_path / "run/policy/done").exists()
+    assert fsspec.filesystem("memory").glob("verbs/features/*/done") == [done]
+    fsspec.filesystem("memory").rm("verbs", recursive=True)
+
+
+def test_a_store_in_several_files_is_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(tmp_path / "a.hdf5")
+    one = encode_dataset(dataset.path, FakeConfig(), tmp_path / "one", workers=1)
+    monkeypatch.setattr(shards, "SHARD", 1)
+    many = encode_dataset(dataset.path, FakeConfig(), tmp_path / "many", workers=1)
+    assert many.folder.name == one.folder.name and len(list(many.folder.glob("map-*.npy"))) == len(dataset)
+    many.verify()
+    assert many.map.shape == one.map.shape and len(many.map) == len(one.map) and many.map.dtype == one.map.dtype
+    rng = np.random.default_rng(0)
+    for rows in (slice(None), slice(2, 9, 3), [0], rng.integers(0, len(one), 40), np.arange(len(one)) % 2 == 0, -1):
+        np.testing.assert_array_equal(many.map[rows], one.map[rows])
+        np.testing.assert_array_equal(many.cls[rows], one.cls[rows])
+    with pytest.raises(IndexError):
+        many.map[len(one)]
+    monkeypatch.setattr(shards, "SHARD", 1 << 30)  # however it was cut, it is read
+    assert content(one)["episode"] == FeatureStore(many.folder).index["episode"]
+
+
+def test_a_web_server_will_do_for_reading(cache: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="pip install 'fsspec[http]'")
+    dataset = make_dataset(tmp_path / "a.hdf5")
+    handler: Any = functools.partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.hdf5"
+        assert DemoDataset(address).fingerprint == dataset.fingerprint
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_what_cannot_be_reached_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match=r"rubbish://a/b: Protocol not known: rubbish"):
+        DemoDataset("rubbish://a/b")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    fsspec.config.conf.clear()
+    with pytest.raises((MissingExtra, S2RobotError), match=r"pip install 's2robot\[s3\]'"):
+        DemoDataset("s3://nobody/b.hdf5")
+    assert not (cache / "remote").exists()
+
+
+def test_plain_paths_are_left_alone() -> None:
+    assert remote.local("a/b.hdf5") == Path("a/b.hdf5") and not remote.is_remote(Path("/a:/b"))
+    assert remote.beside("s3://bucket/a/lift.hdf5", "features") == "s3://bucket/a/features"
