@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from s2robot.encoder import Encoder, EncoderConfig
 
 BATCH = 8  # steps in one forward pass; part of what decides the last bits, so not a setting
+PATIENCE = 1800.0  # for some worker to encode a batch [s]
 STEPS_WORTH_A_WORKER = 200  # one takes some 5 s to import torch and timm
 
 Event = int | dict[str, Any]
@@ -147,7 +148,13 @@ def _encode_in_processes(task: Task, episodes: Sequence[int], workers: int) -> I
             pool[pipe] = process
             _send(pipe, waiting.popleft())
         while left:
-            for pipe in cast("list[Connection]", wait(list(pool))):
+            ready = wait(list(pool), PATIENCE)
+            if not ready:
+                raise S2RobotError(
+                    f"No worker encoded {BATCH} steps within {PATIENCE:g} s: a driver or disk that hangs. What was"
+                    " encoded so far is kept: run the same command again"
+                )
+            for pipe in cast("list[Connection]", ready):
                 event = _receive(pipe, pool[pipe])
                 yield event
                 if isinstance(event, dict):

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from s2robot import config as configuration
-from s2robot import files, progress, registry
+from s2robot import files, locks, progress, registry
 from s2robot.collect import collect
 from s2robot.datasets import DemoDataset
 from s2robot.demo import DemoConfig, run_schema, source_of
@@ -126,10 +126,16 @@ def run_study(study: StudyConfig, out: Path, console: Console, data: Path | None
 
     Raises:
         InvalidInput: the folder holds a study with other arms of the same name, or other settings.
+        Occupied: another process runs it.
     """
     every = list(cells(study))  # a wrong setting is said before anything is done
     if strange := [cell.arm for cell in every if cell.config.collect != every[0].config.collect]:
         raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
+    with locks.alone(out / ".lock", str(out)):
+        return _run_study(study, every, out, console, data)
+
+
+def _run_study(study: StudyConfig, every: list[Cell], out: Path, console: Console, data: Path | None) -> Path:
     _keep(study, out)
     dataset = _demonstrations(every[0].config, out, console, data)
     for number, cell in enumerate(every, start=1):
