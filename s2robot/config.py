@@ -47,6 +47,9 @@ def build(schema: type[Config], tree: dict[str, Any], where: str, overrides: Seq
         if key not in known:
             raise UnknownName(f"key in {where}", key, known)
     _override(tree, known, overrides)
+    for key, hint in known.items():
+        if _at(tree, key) is None and not _may_be_none(hint):
+            raise InvalidInput(f"Configuration: {key} has no value; expected {getattr(hint, '__name__', hint)}")
     try:
         return draccus.decode(schema, tree)  # type: ignore[no-any-return]
     except (ParsingError, TypeError) as error:
@@ -205,6 +208,22 @@ def _value(text: str, hint: Any) -> Any:
     if is_text and text.lower() not in ("null", "none"):
         return text
     return yaml.safe_load(text) if text.lower() != "none" else None
+
+
+_ABSENT: Any = object()
+
+
+def _at(tree: Any, key: str) -> Any:
+    """What a tree says of a dotted key."""
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return _ABSENT
+        tree = tree[part]
+    return tree
+
+
+def _may_be_none(hint: Any) -> bool:
+    return hint is Any or type(None) in typing.get_args(hint)
 
 
 def _plant(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.sim]
 
 SIZE = 64 << 20
 SCALE = float(os.environ.get("S2ROBOT_FAULTS_SCALE", "1"))
-TRIES = {"collect": 6, "encode": 12, "train": 10, "pretrain": 10, "eval": 5, "study": 4}
+TRIES = {"collect": 5, "encode": 10, "train": 8, "pretrain": 8, "eval": 4, "study": 3}
 
 
 @pytest.fixture
