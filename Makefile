@@ -57,11 +57,12 @@ test-all: $(READY) ## every test this machine can run but the faults
 test-faults: $(READY) ## injected faults: kills, full disks, damaged files, dead cameras; a table in runs/faults (an hour)
 	$(ONE_THREAD) $(BIN)/python -m pytest -m faults --numprocesses 0 tests/faults
 
-check: $(READY) ## lint, format, types, sizes
+check: $(READY) ## lint, format, types, sizes, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/sizes.py
+	$(BIN)/python .ci/audit.py
 
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix .

@@ -96,6 +96,8 @@ def _pictures(clip: Clip, every: int, reading: Reading) -> Iterator[tuple[Path, 
             try:
                 seals.check_sum(path, "")
                 with Image.open(path) as image:
+                    image.verify()  # of PNG every checksum, at which decoding does not look
+                with Image.open(path) as image:
                     yield path, ImageOps.exif_transpose(image)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, CorruptFile) as error:
                 reading.skipped.append(f"{path}: {_words(error)}")

@@ -203,11 +203,18 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
 
 def _value(text: str, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
-        return [yaml.safe_load(part) for part in text.strip("()[] ").split(",") if part.strip()]
+        return [_scalar(part) for part in text.strip("()[] ").split(",") if part.strip()]
     is_text = hint is str or (typing.get_origin(hint) is types.UnionType and str in typing.get_args(hint))
     if is_text and text.lower() not in ("null", "none"):
         return text
-    return yaml.safe_load(text) if text.lower() != "none" else None
+    return _scalar(text) if text.lower() != "none" else None
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{text!r} is no value: {' '.join(str(error).split())[:120]}") from error
 
 
 _ABSENT: Any = object()

@@ -29,13 +29,14 @@ def do_bench(argv: Sequence[str]) -> int:
         "env": env_verbs.bench_env,
         "serve": serve_verb.bench_serve,
         "ros2": ros2_verb.bench_ros2,
+        "soak": serve_verb.bench_soak,
     }
     if argv and argv[0] in kinds:
         return kinds[argv[0]](argv[1:])
     parser = command.parser(
         "bench",
         "Time an encoder (encoder), what reuse of unchanged tiles saves on a task's frames (stream), a task (env), a"
-        " policy server (serve), or a ROS 2 node (ros2).",
+        " policy server (serve), a ROS 2 node (ros2), or both and rollouts together for long (soak).",
         "s2robot bench encoder --help",
         "--encoder.grid finest",
     )

@@ -115,3 +115,9 @@ def test_nothing_where_a_value_must_be_is_refused(words: list[str], tmp_path: Pa
     (tmp_path / "c.yaml").write_text("inner:\n  rate:\n")
     with pytest.raises(InvalidInput, match=r"inner\.rate has no value; expected float"):
         config.load(Outer, str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize("text", ["[", "{a", "'", "\x01", "*x", "!!python/name:os.system"])
+def test_text_that_is_no_value_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        config.load(Outer, None, ["--inner.width", text])

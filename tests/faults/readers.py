@@ -338,7 +338,7 @@ def kinds() -> Iterator[Kind]:
     yield Kind("encoder, our safetensors", _weights, 32)
     yield Kind("encoder, shipped safetensors", _shipped)
     yield Kind("encoder, torch file", _torch_file)
-    yield Kind("encoder, traced graph", _graph, 16)
+    yield Kind("encoder, traced graph", _graph, 4)
     yield Kind("pre-training, state.pt", _pretraining, 32)
     for name in ("frames.npy", "footage.json"):
         yield Kind(f"pre-training, {name}", partial(_frames, name))
