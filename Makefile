@@ -11,7 +11,7 @@ WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 8 ? c
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE LP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup side-ros2 side-lerobot side-robomimic demo demo-quick test test-all check format build clean
+.PHONY: help setup side-ros2 side-lerobot side-robomimic demo demo-quick test test-all test-faults check format build clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,17 +48,21 @@ demo: $(READY) ## collect, encode, train, evaluate Lift; then open runs/demo/rep
 demo-quick: $(READY) ## the same with one scale and fewer demonstrations (about 2 minutes)
 	$(BIN)/s2robot demo --quick
 
-test: $(READY) ## all tests but those marked slow or gpu
-	$(ONE_THREAD) $(BIN)/python -m pytest -m 'not slow and not gpu' --numprocesses $(WORKERS) --dist loadfile
+test: $(READY) ## all tests but those marked slow, gpu or faults
+	$(ONE_THREAD) $(BIN)/python -m pytest -m 'not slow and not gpu and not faults' --numprocesses $(WORKERS) --dist loadfile
 
-test-all: $(READY) ## every test this machine can run
-	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+test-all: $(READY) ## every test this machine can run but the faults
+	$(ONE_THREAD) $(BIN)/python -m pytest -m 'not faults' --numprocesses $(WORKERS) --dist loadfile
 
-check: $(READY) ## lint, format, types, sizes
+test-faults: $(READY) ## injected faults: kills, full disks, damaged files, dead cameras; a table in runs/faults (an hour)
+	$(ONE_THREAD) $(BIN)/python -m pytest -m faults --numprocesses 0 tests/faults
+
+check: $(READY) ## lint, format, types, sizes, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/sizes.py
+	$(BIN)/python .ci/audit.py
 
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix .

@@ -29,6 +29,7 @@ MARK = 8  # pixels, each of a colour of its own: 192 bits that nobody else draws
 _count = itertools.count()
 _open: weakref.WeakSet[OwnContext] = weakref.WeakSet()  # of this process
 _dropped: list[Any] = []  # renderers that nobody closed
+_lost: list[Any] = []  # what stood in GL contexts that are no more, for as long as this process lives
 
 
 class OwnContext:
@@ -81,6 +82,15 @@ class OwnContext:
         """Free it; nothing can be drawn with its renderer any more."""
         _open.discard(self)
         _free(self._renderer)
+
+    def abandon(self) -> None:
+        """Leave it as it is: its GL context was lost, and freeing what it held would free another's."""
+        _open.discard(self)
+        context = self._renderer._gl_context
+        _lost.append((self._renderer._mjr_context, context))
+        self._renderer._mjr_context = self._renderer._gl_context = None
+        if hasattr(context, "_context"):
+            context._context = None  # or it would be freed, which fails, when Python ends
 
     def _prove(self) -> None:
         others = [each for each in _open if each is not self and each._thread == self._thread]

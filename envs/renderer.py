@@ -8,6 +8,7 @@ leaves everything as robosuite draws it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,9 @@ from s2robot.errors import InvalidInput, RenderingUnavailable, UnknownName
 CLUSTER = 0.012  # vertices closer than this share one [m]; 20 mm visibly breaks the gripper
 SMALL_MESH = 700  # meshes with fewer faces are left alone
 QUALITIES = ("fast", "robosuite")
+UNDRAWN = 0xA5  # a frame of nothing but this was not drawn
+
+_log = logging.getLogger(__name__)
 VISUAL_GROUP, HIDDEN_GROUP = 1, 4
 
 
@@ -57,18 +61,23 @@ class FrameRenderer:
             model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
         model.vis.global_.offheight = max(size, model.vis.global_.offheight)
-        try:
-            self._renderer = mujoco.Renderer(model, size, size)
-        except Exception as error:  # mujoco raises whatever its GL back end raises
-            raise RenderingUnavailable(f"MuJoCo could not open an offscreen GL context: {error}") from error
-        gl.warn_if_slow(gl.renderer_name())
-        self.context = OwnContext(self._renderer)
-        self._data, self.cameras, self.size = data, cameras, size
+        self._model, self._data, self.cameras, self.size, self._quality = model, data, cameras, size, quality
         self._options = mujoco.MjvOption()
         self._options.geomgroup[:] = 0
         self._options.geomgroup[VISUAL_GROUP] = 1
         self._options.sitegroup[:] = 0
-        if quality == "fast":
+        self._open()
+        gl.warn_if_slow(gl.renderer_name())
+
+    def _open(self) -> None:
+        import mujoco
+
+        try:
+            self._renderer = mujoco.Renderer(self._model, self.size, self.size)
+        except Exception as error:  # mujoco raises whatever its GL back end raises
+            raise RenderingUnavailable(f"MuJoCo could not open an offscreen GL context: {error}") from error
+        self.context = OwnContext(self._renderer)
+        if self._quality == "fast":
             flags = self._renderer.scene.flags
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 flags[flag] = 0
@@ -78,26 +87,66 @@ class FrameRenderer:
 
         decorate: called with MuJoCo's scene before each drawing, to add shapes that only a camera sees.
         """
-        frames = np.empty((len(self.cameras), self.size, self.size, 3), np.uint8)
+        frames: NDArray[np.uint8] = self._drawn(lambda: self._draw(decorate))
+        return frames
+
+    def _draw(self, decorate: Callable[[Any], None] | None) -> NDArray[np.uint8]:
+        frames = np.full((len(self.cameras), self.size, self.size, 3), UNDRAWN, np.uint8)
         for view in self._views(decorate):
             self._renderer.render(out=frames[view])
+            # Without a context OpenGL draws and reads nothing, and says nothing.
+            if (frames[view, 0] == UNDRAWN).all() and (frames[view] == UNDRAWN).all():
+                raise RenderingUnavailable("its GL context is gone, and nothing was drawn")
         return frames
+
+    def _drawn(self, draw: Callable[[], Any]) -> Any:
+        """What is drawn; where the GL context was lost (a driver that was reset, a GPU that went) in a new one."""
+        try:
+            return draw()
+        except Exception as error:  # noqa: BLE001 - mujoco raises whatever its GL back end raises
+            why = " ".join(str(error).split())[:200]
+            _log.warning("Drawing failed, perhaps for a lost GL context (%s): with a new one again", why)
+            self.context.abandon()
+        try:
+            self._open()
+            return draw()
+        except Exception as error:
+            raise RenderingUnavailable(
+                f"The GL context was lost, and in a new one nothing can be drawn either: {error}. What was finished is"
+                " kept. See: s2robot doctor"
+            ) from error
 
     def render_depth(self, decorate: Callable[[Any], None] | None = None) -> NDArray[np.float32]:
         """Distance along each camera's axis [m], (V, H, W)."""
-        self._renderer.enable_depth_rendering()
-        try:
-            return np.stack([self._renderer.render().copy() for _ in self._views(decorate)])
-        finally:
-            self._renderer.disable_depth_rendering()
+
+        def draw() -> NDArray[np.float32]:
+            self._must_draw()
+            self._renderer.enable_depth_rendering()
+            try:
+                return np.stack([self._renderer.render().copy() for _ in self._views(decorate)])
+            finally:
+                self._renderer.disable_depth_rendering()
+
+        depth: NDArray[np.float32] = self._drawn(draw)
+        return depth
 
     def render_segments(self, decorate: Callable[[Any], None] | None = None) -> NDArray[np.int32]:
         """What each pixel shows, (V, H, W, 2): an object's number and MuJoCo's type of it; -1 where nothing is."""
-        self._renderer.enable_segmentation_rendering()
-        try:
-            return np.stack([self._renderer.render().copy() for _ in self._views(decorate)])
-        finally:
-            self._renderer.disable_segmentation_rendering()
+
+        def draw() -> NDArray[np.int32]:
+            self._must_draw()
+            self._renderer.enable_segmentation_rendering()
+            try:
+                return np.stack([self._renderer.render().copy() for _ in self._views(decorate)])
+            finally:
+                self._renderer.disable_segmentation_rendering()
+
+        segments: NDArray[np.int32] = self._drawn(draw)
+        return segments
+
+    def _must_draw(self) -> None:
+        self.context.draw_mark()
+        self.context.check_mark()
 
     def wear_textures(self) -> None:
         """Show what the model now says of which material has which texture: MuJoCo asks when a context is made."""

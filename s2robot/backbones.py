@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from s2robot import seals
 from s2robot.catalogue import NAMED, OWN, EncoderRow, ImageContract, NamedEncoder, find_encoder, list_encoders
 from s2robot.checkpoints import load_weights, own_encoder, read_checkpoint
-from s2robot.errors import InvalidInput
+from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.own_models import OwnTokens
 
 if TYPE_CHECKING:
@@ -227,4 +228,7 @@ def _shipped_weights(encoder: NamedEncoder) -> Path:
             f"{encoder.name} needs a weights file. Give checkpoint='FILE.pth', or random_weights=True for an untrained "
             f"baseline. {encoder.advice}"
         )
-    return WEIGHTS_FOLDER / encoder.shipped
+    path = WEIGHTS_FOLDER / encoder.shipped
+    if encoder.sha256 and path.is_file() and seals.digest(path) != encoder.sha256:
+        raise CorruptFile(path, f"it is not the file that {encoder.name} stands for", "Install its package again")
+    return path

@@ -88,6 +88,7 @@ class NamedEncoder:
     shipped: str | None = None  # its file in s2robot/weights; a plug-in's own by its whole path
     advice: str = ""  # said to whoever asks for it without a file
     distribution: str = ""  # that brings it as a plug-in; `find_encoder` fills it in
+    sha256: str = ""  # of the shipped file, which is held against it whenever it is loaded
 
     @property
     def downloads(self) -> bool:
@@ -129,6 +130,7 @@ NAMED: dict[str, NamedEncoder] = {
         NamedEncoder(
             "s2robot-tiny", PlainViT(128, 192, 6, 3, "area"), "that of s2robot", "ships with s2robot",
             shipped="s2robot-tiny.safetensors",
+            sha256="88f0e6a85fb6e129fa99d82e4893baff5ad1e60c8619671ba54ecad12ca31592",
         ),
         NamedEncoder("mvp-vit-small", PlainViT(224, 384, 12, 12), *_MVP),  # 12 heads in its code; timm's has 6
         NamedEncoder("mvp-vit-base", PlainViT(224, 768, 12, 12), *_MVP),

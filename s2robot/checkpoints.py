@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from s2robot import seals
 from s2robot.catalogue import MVP_FILES, OWN, ImageContract, NamedEncoder, PlainViT, blueprint, own_rows
-from s2robot.errors import CheckpointMismatch, CorruptFile
+from s2robot.errors import CheckpointMismatch, CorruptFile, S2RobotError
 from s2robot.layouts import OPENAI_KEYS, Converted, foreign_family, to_timm
 from s2robot.own_models import OwnTokens
 
@@ -38,11 +39,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CorruptFile(path, "there is no such file", "Check the path given as checkpoint")
+    seals.check_sum(path, "Fetch it again")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _whole(path, safetensors.torch.load_file(path))
+        seals.check_zip(path, "Fetch it again")
         with _inert_classes():
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except S2RobotError:
+        raise
     except Exception as error:  # damaged and hostile files fail in more ways than one can name
         raise CorruptFile(
             path,
@@ -58,6 +63,16 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not _is_state_dict(content):
         raise CorruptFile(path, "it holds no state dict", "Save one with torch.save(model.state_dict(), FILE)")
     return dict(content)
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors by name, type and shape: what a weights file of ours says of itself, in its metadata."""
+    sha = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        array = value.detach().cpu().contiguous()
+        sha.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
+        sha.update(array.flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def own_encoder(path: Path) -> NamedEncoder:
@@ -235,13 +250,26 @@ def _own_recipe(path: Path) -> dict[str, Any] | None:
     """The recipe that `s2robot pretrain` left in a file's metadata; None if there is none."""
     if path.suffix != ".safetensors" or not path.is_file():
         return None
+    recipe = _about(path).get("recipe")
+    return recipe if isinstance(recipe, dict) else None
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What a safetensors file of ours says of itself."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("s2robot", "{}"))
+        return seals.unsealed(about) if isinstance(about, dict) else {}
     except Exception as error:  # damaged and hostile files fail in more ways than one can name
         raise CorruptFile(path, f"{type(error).__name__}: {_first_line(error)}", "Make or fetch it again") from error
-    recipe = about.get("recipe") if isinstance(about, dict) else None
-    return recipe if isinstance(recipe, dict) else None
+
+
+def _whole(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, if they are those that were written; a file that says nothing of it is taken as it is."""
+    about = _about(path)
+    if about.get("sha256", "") not in ("", tensors_sha256(tensors)):
+        raise CorruptFile(path, "its weights are not those that were written", "Export it again: s2robot pretrain")
+    return tensors
 
 
 def _is_state_dict(content: Any) -> bool:

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from s2robot import seals
 from s2robot.datasets import DemoDataset
-from s2robot.errors import InvalidInput, S2RobotError, require
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, require
 from s2robot.recipe import PretrainConfig
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -93,9 +94,12 @@ def _pictures(clip: Clip, every: int, reading: Reading) -> Iterator[tuple[Path, 
     else:
         for path in clip.paths:
             try:
+                seals.check_sum(path, "")
+                with Image.open(path) as image:
+                    image.verify()  # of PNG every checksum, at which decoding does not look
                 with Image.open(path) as image:
                     yield path, ImageOps.exif_transpose(image)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, CorruptFile) as error:
                 reading.skipped.append(f"{path}: {_words(error)}")
 
 
@@ -103,12 +107,13 @@ def _filmed(path: Path, every: int, reading: Reading) -> Iterator[tuple[Path, Im
     """Every n-th frame of a video, up to where it is damaged."""
     av = require("av", extra="video", purpose="Reading videos")
     try:
+        seals.check_sum(path, "")
         with av.open(str(path)) as file:
             if not file.streams.video:
                 raise ValueError("it has no video stream")
             for frame in islice(file.decode(video=0), 0, None, every):
                 yield path, frame.to_image()
-    except (av.FFmpegError, ValueError, OSError) as error:
+    except (av.FFmpegError, ValueError, OSError, CorruptFile) as error:
         reading.skipped.append(f"{path}: {_words(error)}")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import registry
+from s2robot import locks, registry
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.launchers import LOCAL, Launcher
@@ -59,6 +59,7 @@ def collect(
     Raises:
         UsageError: the task has no expert.
         CorruptFile: `path` is there and damaged.
+        Occupied: another process collects into `path`.
         S2RobotError: the expert fails too often for this task to be what it should be.
     """
     if config.demos < 1:
@@ -69,6 +70,11 @@ def collect(
             why = f"it was cut short, {len(dataset.lost)} of {len(dataset)} episodes are lost"
             raise CorruptFile(path, why, f"To collect again: rm {path}")
         return dataset
+    with locks.alone(path.with_name(f".{path.name}.lock"), str(path)):
+        return _collect(config, path, progress, launcher)
+
+
+def _collect(config: CollectConfig, path: Path, progress: Progress, launcher: Launcher) -> DemoDataset:
     task = registry.get_task(config.task, config.robot)
     task.demonstrator()  # a task without one is said here, not by a worker
     first = (1 + config.seed) * SEEDS_PER_RUN

@@ -47,6 +47,9 @@ def build(schema: type[Config], tree: dict[str, Any], where: str, overrides: Seq
         if key not in known:
             raise UnknownName(f"key in {where}", key, known)
     _override(tree, known, overrides)
+    for key, hint in known.items():
+        if _at(tree, key) is None and not _may_be_none(hint):
+            raise InvalidInput(f"Configuration: {key} has no value; expected {getattr(hint, '__name__', hint)}")
     try:
         return draccus.decode(schema, tree)  # type: ignore[no-any-return]
     except (ParsingError, TypeError) as error:
@@ -200,11 +203,34 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
 
 def _value(text: str, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
-        return [yaml.safe_load(part) for part in text.strip("()[] ").split(",") if part.strip()]
+        return [_scalar(part) for part in text.strip("()[] ").split(",") if part.strip()]
     is_text = hint is str or (typing.get_origin(hint) is types.UnionType and str in typing.get_args(hint))
     if is_text and text.lower() not in ("null", "none"):
         return text
-    return yaml.safe_load(text) if text.lower() != "none" else None
+    return _scalar(text) if text.lower() != "none" else None
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{text!r} is no value: {' '.join(str(error).split())[:120]}") from error
+
+
+_ABSENT: Any = object()
+
+
+def _at(tree: Any, key: str) -> Any:
+    """What a tree says of a dotted key."""
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return _ABSENT
+        tree = tree[part]
+    return tree
+
+
+def _may_be_none(hint: Any) -> bool:
+    return hint is Any or type(None) in typing.get_args(hint)
 
 
 def _plant(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -32,10 +32,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import remote
+from s2robot import remote, seals
 from s2robot.episodes import FIELDS, Episode, number_problem, split_episodes
 from s2robot.errors import CorruptFile, InvalidInput
-from s2robot.files import atomic, digest, reserve, sweep
+from s2robot.files import atomic, reserve, sweep
 from s2robot.merging import LISTED, copy_episodes, header_digest, read_list, write_lists
 from s2robot.packed import check_rows, pack, read_steps
 from s2robot.parts import HDF5_FORMAT, PLACES, EpisodeParts, check_digest, in_memory, reading, text
@@ -115,6 +115,7 @@ class DemoDataset:
         self.path = remote.local(path)
         if not self.path.is_file():
             raise InvalidInput(f"No demonstrations at {path}. Make some: s2robot collect Lift --out {path}")
+        seals.check_sum(self.path, "Restore it from a copy")
         self._handle: tuple[int, h5py.File] | None = None
         with self._reading("the file"):
             data = self._file["data"]
@@ -199,7 +200,7 @@ class DemoDataset:
         for k in range(len(self)):
             with self._reading_episode(k):
                 self._frame_datasets(k)  # the shapes are what the header says
-        return self._digest or digest(self.path)
+        return self._digest or seals.digest(self.path)
 
     def episode(self, k: int) -> StoredEpisode:
         """Episode `k`; its arrays are read when asked for."""

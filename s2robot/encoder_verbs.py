@@ -31,14 +31,15 @@ def do_bench(argv: Sequence[str]) -> int:
         "serve": serve_verb.bench_serve,
         "ros2": ros2_verb.bench_ros2,
         "rl": bench_rl.bench_rl,
+        "soak": serve_verb.bench_soak,
     }
     if argv and argv[0] in kinds:
         return kinds[argv[0]](argv[1:])
     parser = command.parser(
         "bench",
         "Time an encoder (encoder), or count what it costs without its weights (cost); time what reuse of unchanged"
-        " tiles saves on a task's frames (stream), a task (env), a policy server (serve), a ROS 2 node (ros2), or"
-        " reinforcement learning (rl).",
+        " tiles saves on a task's frames (stream), a task (env), a policy server (serve), a ROS 2 node (ros2), both and"
+        " rollouts together for long (soak), or reinforcement learning (rl).",
         "s2robot bench encoder --help",
         "--encoder.grid finest",
     )

@@ -8,6 +8,7 @@
     |-- BrokenPlugin        an encoder, task or policy of another distribution that cannot be used
     |-- CorruptFile         a file that cannot be read back, or is not what its name says
     |-- CheckpointMismatch  weights whose keys or shapes do not fit the model
+    |-- Occupied          another process is writing there, see `s2robot.locks`
     |-- RenderingUnavailable  no offscreen OpenGL on this machine
     `-- OutOfSpace          the disk is full; nothing half-written was left behind
 

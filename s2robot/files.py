@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from s2robot import seals
 from s2robot.errors import CorruptFile, InvalidInput, OutOfSpace
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -108,21 +108,27 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write `value` as readable JSON, atomically. See `plain` for what becomes of other types."""
+    """Write `value` as readable JSON, atomically, an object with its checksum. `plain` says what becomes of types."""
+    made = plain(value)
+    made = seals.sealed(made) if isinstance(made, dict) else made
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(made, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path, remedy: str = "Delete it and run the command that writes it again.") -> Any:
     """Read a JSON file.
 
     Raises:
-        CorruptFile: it is not JSON; carries `remedy`.
+        CorruptFile: it is not JSON, or not what was written; carries `remedy`.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CorruptFile(path, f"not JSON ({error})", remedy) from error
+    try:
+        return seals.unsealed(found) if isinstance(found, dict) else found
+    except ValueError as error:
+        raise CorruptFile(path, str(error), remedy) from error
 
 
 class JsonLines:
@@ -145,10 +151,9 @@ class JsonLines:
                 self._append(torn + b"\n")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record."""
-        line = json.dumps(plain(dict(record)), allow_nan=False, separators=(",", ":"))
+        """Append one record, with its checksum."""
         with explain_full_disk(self.path):
-            self._append(line.encode() + b"\n")
+            self._append(_line(plain(dict(record))).encode())
 
     def _append(self, data: bytes) -> None:
         start = os.fstat(self._file.fileno()).st_size
@@ -177,22 +182,38 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Read the records `JsonLines` wrote; a torn last line is left out.
 
     Raises:
-        CorruptFile: a whole line is not a JSON object; names the line.
+        CorruptFile: a whole line is not a JSON object, or not what was written; names the line.
     """
     whole, torn = _split_torn(Path(path).read_bytes())
     lines = whole.splitlines() + ([torn] if _is_object(torn) else [])
+    records = []
     for number, line in enumerate(lines, start=1):
+        remedy = f"Delete that line: sed -i {number}d {path}"
         if not _is_object(line):
-            raise CorruptFile(path, f"line {number} is not a JSON object", f"Delete that line: sed -i {number}d {path}")
-    return [json.loads(line) for line in lines]
+            raise CorruptFile(path, f"line {number} is not a JSON object", remedy)
+        try:
+            records.append(seals.unsealed(json.loads(line)))
+        except ValueError as error:
+            raise CorruptFile(path, f"line {number} is {error}", remedy) from error
+    return records
 
 
 def keep_lines(path: str | Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the records a resumed run will write again; atomic, and quiet where there is no file."""
     if Path(path).exists():
-        kept = [json.dumps(row, separators=(",", ":")) + "\n" for row in read_jsonl(path) if wanted(row)]
+        kept = [_line(row) for row in read_jsonl(path) if wanted(row)]
         with atomic(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(seals.sealed(record), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def write_sum(path: Path, content: Path) -> None:
+    """Keep beside `path` the sum of `content`, which is about to take its name; see `seals.check_sum`."""
+    with atomic(seals.sum_file(path)) as temporary:
+        temporary.write_text(f"{seals.digest(content)}  {path.name}\n", encoding="utf-8")
 
 
 def sweep(folder: str | Path) -> list[Path]:
@@ -313,12 +334,3 @@ def cache_folder() -> Path:
     if "S2ROBOT_CACHE" in os.environ:
         return Path(os.environ["S2ROBOT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s2robot"
-
-
-def digest(path: str | Path) -> str:
-    """sha256 of a file as it is."""
-    sha = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import clips, files, registry, workers
+from s2robot import clips, files, registry, seals, workers
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.recipe import PretrainConfig
 
@@ -66,8 +66,9 @@ def open_footage(path: Path, frame_size: int) -> Footage:
     """Map a file of frames into memory."""
     if not path.is_file():
         raise InvalidInput(f"No frames at {path}. Leave --source out to render, or give the frames.npy of a run")
+    seals.check_sum(path, "Delete it, and it is made again")
     try:
-        frames: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        frames: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise InvalidInput(f"{path} holds no frames ({error}). Delete it, and it is made again") from error
     wanted = (frame_size, frame_size, 3)
@@ -100,13 +101,15 @@ def save_frames(path: Path, blocks: Iterable[NDArray[np.uint8]], frames: int, fr
     """Write blocks (n, H, H, 3) one after another as one array of `frames` frames, never holding more than a block."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (frames, frame_size, frame_size, 3)}
     missing = frames
-    with files.atomic(path) as temporary, temporary.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
-        for block in blocks:
-            part = np.ascontiguousarray(block[:missing])
-            stream.write(part.data)
-            missing -= len(part)
-    assert missing == 0
+    with files.atomic(path) as temporary:
+        with temporary.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
+            for block in blocks:
+                part = np.ascontiguousarray(block[:missing])
+                stream.write(part.data)
+                missing -= len(part)
+        assert missing == 0
+        files.write_sum(path, temporary)
 
 
 def _make(config: PretrainConfig, path: Path, progress: Progress) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from s2robot import files
+from s2robot import files, seals
 from s2robot.backbones import load_backbone
 from s2robot.catalogue import NAMED, OWN
+from s2robot.checkpoints import tensors_sha256
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.mae import MaskedAutoencoder
 from s2robot.mae_merged import MergedAutoencoder
@@ -89,6 +90,7 @@ def restore(config: PretrainConfig, out: Path, device: torch.device) -> State:
         if config.init:
             adopt(state.model, config)
         return state
+    seals.check_zip(path, f"Delete {path} to start again")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)  # where AdamW keeps its count of steps
         recipe, model, average = saved["recipe"], saved["model"], saved["average"]
@@ -137,9 +139,9 @@ def export(state: State, config: PretrainConfig, out: Path) -> Path:
 
     weights = {key: value.detach().half().cpu().contiguous() for key, value in state.best.encoder.state_dict().items()}
     path = weights_file(config, out)
-    about = {"name": config.name, "licence": "MIT", "recipe": asdict(config)}
+    about = {"name": config.name, "licence": "MIT", "recipe": asdict(config), "sha256": tensors_sha256(weights)}
     with files.atomic(path) as temporary:  # one key: safetensors writes several in no fixed order
-        save_file(weights, str(temporary), {"s2robot": json.dumps(about)})
+        save_file(weights, str(temporary), {"s2robot": json.dumps(seals.sealed(files.plain(about)))})
     return path
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import files, registry, workers
+from s2robot import files, registry, seals, workers
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.progress import Report
 
@@ -206,8 +206,15 @@ def _write_piece(scenes: Any, piece: tuple[str, int], folder: Path, frame_size: 
             records[name][place] = value
     if records["labels"].max() >= len(LABELS) or not np.isfinite(records["cubes"]).all():
         raise InvalidInput(f"Scenes of piece {k} hold labels beyond {len(LABELS) - 1}, or cubes that are nowhere")
-    with files.atomic(_path(folder, split, k)) as temporary, temporary.open("wb") as file:
-        np.save(file, records)
+    save_records(_path(folder, split, k), records)
+
+
+def save_records(path: Path, records: NDArray[Any]) -> None:
+    """Write what `open_records` opens."""
+    with files.atomic(path) as temporary:
+        with temporary.open("wb") as file:
+            np.save(file, records)
+        files.write_sum(path, temporary)
 
 
 def _open(path: Path, frame_size: int) -> NDArray[Any]:
@@ -221,6 +228,7 @@ def open_records(path: Path, record: np.dtype[Any] | None, count: int) -> NDArra
         CorruptFile: it is cut short, or holds something else.
     """
     remedy = f"Delete it (rm {path}) and run the same command again: it is made anew."
+    seals.check_sum(path, remedy)
     try:
         found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

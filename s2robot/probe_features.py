@@ -24,7 +24,7 @@ from torch import Tensor
 from s2robot import files
 from s2robot.errors import S2RobotError
 from s2robot.multiscale import pool_to_grid
-from s2robot.probe_data import PIECE, ProbeData, Split, open_records
+from s2robot.probe_data import PIECE, ProbeData, Split, open_records, save_records
 from s2robot.progress import Report
 from s2robot.types import Features
 
@@ -83,7 +83,7 @@ def encode_part(looker: Looker, data: ProbeData, told: Report) -> Part:
         found = []
         for k, path in enumerate(_paths(folder, split)):
             if not path.exists():
-                _write(path, _encode(looker, split.pieces[k]["frames"]))
+                save_records(path, _encode(looker, split.pieces[k]["frames"]))
             found.append(open_records(path, record, PIECE))
             record = found[0].dtype  # what the first file holds, the others must
             done += 1
@@ -110,11 +110,6 @@ def _encode(looker: Looker, frames: NDArray[np.uint8]) -> NDArray[Any]:
                 f"encoder's weights; no known backbone comes near"
             )
     return records
-
-
-def _write(path: Path, records: NDArray[Any]) -> None:
-    with files.atomic(path) as temporary, temporary.open("wb") as file:
-        np.save(file, records)
 
 
 class ReadOut:

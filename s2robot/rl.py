@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from s2robot import config as configuration
-from s2robot import files, registry
+from s2robot import files, registry, seals
 from s2robot.adapters.features import fit_compression
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder
@@ -153,7 +153,7 @@ class _Run:
         """
         path, prior = self.out / INPUTS, self.config.demos.prior
         inputs = {"demonstrations": self.dataset.fingerprint[:16] if self.dataset is not None else None}
-        inputs["prior"] = files.digest(policy_file(prior))[:16] if prior else None
+        inputs["prior"] = seals.digest(policy_file(prior))[:16] if prior else None
         before = files.read_json(path) if path.exists() else inputs
         if changed := configuration.differences(before, inputs):
             raise InvalidInput(

@@ -18,8 +18,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import files, registry
-from s2robot.errors import InvalidInput
+from s2robot import files, locks, registry, seals
+from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.launchers import LOCAL, Launcher
 from s2robot.parcels import Parcel
 from s2robot.types import FRAMES, Policy
@@ -133,6 +133,7 @@ def evaluate(
 
     Raises:
         InvalidInput: no episodes are asked for, or the log holds episodes of other weights.
+        Occupied: another process is writing this log.
     """
     if config.episodes < 1:
         raise InvalidInput(f"--episodes is {config.episodes}; ask for at least 1")
@@ -140,9 +141,16 @@ def evaluate(
         raise InvalidInput(f"--seed is {config.seed}; expected a whole number from 0 on")
     if config.ensemble and config.execute > 1:
         raise InvalidInput("--ensemble looks at every step: leave --execute out")
+    with locks.alone(log.with_name(f".{log.name}.lock"), str(log)):
+        return _evaluate(policy_folder, config, log, progress, launcher)
+
+
+def _evaluate(
+    policy_folder: Path, config: EvalConfig, log: Path, progress: Progress, launcher: Launcher
+) -> list[EpisodeResult]:
     description = files.read_json(policy_folder / "policy.json")
     seeds = range(config.seed, config.seed + config.episodes)
-    weights = files.digest(policy_folder / "policy.safetensors")[:16]
+    weights = seals.digest(policy_folder / "policy.safetensors")[:16]
     results = {r.seed: r for r in read_results(log) if r.seed in seeds}
     if strange := {r.weights for r in results.values()} - {"", weights}:
         raise InvalidInput(
@@ -165,7 +173,10 @@ def evaluate(
 
 def read_results(log: Path) -> list[EpisodeResult]:
     """The episodes of a log, in the order they finished."""
-    return [EpisodeResult(**row) for row in files.read_jsonl(log)] if log.exists() else []
+    try:
+        return [EpisodeResult(**row) for row in files.read_jsonl(log)] if log.exists() else []
+    except TypeError as error:
+        raise CorruptFile(log, f"a line is no episode ({error})", f"Move it away, or: rm {log}") from error
 
 
 def make_env_for(description: dict[str, Any], fidelity: str, shift: str = "") -> RobosuiteEnv:

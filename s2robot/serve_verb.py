@@ -1,4 +1,4 @@
-"""The verbs `serve` and `bench serve`."""
+"""The verbs `serve`, `bench serve` and `bench soak`."""
 
 from __future__ import annotations
 
@@ -120,3 +120,23 @@ def _told(result: dict[str, Any]) -> str:
         f"memory: {rss['first']:.0f} MB at first, {rss['largest']:.0f} at most, {rss['last']:.0f} at the end",
     ]
     return "\n".join([*lines, *soak["faults"][:10]])
+
+
+def bench_soak(argv: Sequence[str]) -> int:
+    from s2robot import bench_soak as bench
+
+    parser = command.parser(
+        "bench soak",
+        "A policy server, a ROS 2 node and vector rollouts together: does memory grow, does latency, what fails?",
+        "s2robot bench soak runs/lift-bc --minutes 30 --ros2_python .venvs/ros2/bin/python",
+        ", ".join(f"--{name}" for name in configuration.keys(bench.SoakConfig) if name != "run"),
+    )
+    parser.add_argument("run", help="a run folder that holds policy/")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(bench.SoakConfig, None, ["--run", options.run, *rest])
+    console = Console(stderr=options.json)
+    with progress.bar("soak", console) as told:
+        result = bench.bench_soak(config, told)
+    print(json.dumps(files.plain(result), indent=2) if options.json else bench.as_table(result))
+    return 0 if result["passed"] else 1

@@ -189,6 +189,9 @@ def _summary(
 ) -> dict[str, Any]:
     ms = [each for tally in tallies for each in tally.ms]
     half = [mb for when, mb in memory if when > seconds / 2]
+    tenths = [max(1, len(tally.ms) // 10) for tally in tallies]
+    first = [each for tally, n in zip(tallies, tenths, strict=True) for each in tally.ms[:n]]
+    last = [each for tally, n in zip(tallies, tenths, strict=True) for each in tally.ms[-n:]]
     every = max(1, len(memory) // 60)
     return {
         "crashed": code is not None,
@@ -202,6 +205,8 @@ def _summary(
         "stranger": stranger,
         "faults": [fault for tally in tallies for fault in tally.faults],
         "latency_ms": statistics.quantiles(ms) if ms else None,
+        "first_ms": statistics.quantiles(first) if first else None,  # of each client's first and last tenth
+        "last_ms": statistics.quantiles(last) if last else None,
         "rss_mb": {
             "first": memory[0][1] if memory else None,
             "last": memory[-1][1] if memory else None,

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import files, registry
+from s2robot import registry, seals
 from s2robot.datasets import ROBOMIMIC_PROPRIOCEPTION, DemoDataset
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.parts import text
@@ -56,7 +56,7 @@ class StateDataset(DemoDataset):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 that changes with the content, frames aside in our own files."""
-        return self._digest or files.digest(self.path)
+        return self._digest or seals.digest(self.path)
 
     @property
     def has_frames(self) -> bool:

@@ -111,18 +111,22 @@ class FeatureStore:
             raise InvalidInput(f"No episode {episode} in {self.folder}; it has 0 to {self.episodes[-1]}")
         return rows, self.steps[rows]
 
-    def verify(self) -> None:
-        """Read everything and hold it against the journal's digests: a thorough check, after copying for instance.
+    def verify(self, episodes: Sequence[int] | None = None) -> None:
+        """Read these episodes (default: all) and hold them against the journal's digests, as training does first.
 
         Raises:
             CorruptFile: names the first episode whose numbers changed.
         """
-        for line in read_jsonl(self.folder / "journal.jsonl"):
-            rows, _ = self.rows(line["episode"])
+        path = self.folder / "journal.jsonl"
+        known = {line["episode"]: line for line in (read_jsonl(path) if path.is_file() else [])}
+        for episode in range(self.episodes[-1] + 1) if episodes is None else episodes:
+            rows, _ = self.rows(episode)
+            if (line := known.get(episode)) is None:
+                raise _corrupt(self.folder, f"journal.jsonl says nothing of episode {episode}")
             for name in _ARRAYS:
                 data = getattr(self, name)[rows[0] : rows[-1] + 1]
                 if hashlib.sha256(data.tobytes()).hexdigest() != line[name]:
-                    raise _corrupt(self.folder, f"the {name} features of episode {line['episode']} changed on disk")
+                    raise _corrupt(self.folder, f"the {name} features of episode {episode} changed on disk")
 
 
 def encode_dataset(

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2robot.errors import InvalidInput
+from s2robot.camera_watch import CameraWatch, WatchConfig
+from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.preprocess import check_frames, tile_sources
 from s2robot.types import Features
 
@@ -56,28 +57,40 @@ class Stream:
         encoder: shared by any number of streams.
         camera: a name, for messages.
         tolerance: mean absolute difference of a tile's pixels [0 to 255] that counts as no change; 0 is exact.
+        watch: what to do about blank and frozen frames, see `camera_watch`; default: nothing.
     """
 
-    def __init__(self, encoder: Encoder, camera: str, tolerance: float = 0.0) -> None:
+    def __init__(self, encoder: Encoder, camera: str, tolerance: float = 0.0, watch: WatchConfig | None = None) -> None:
         if not 0 <= tolerance <= 255:
             raise InvalidInput(f"tolerance is {tolerance}; expected a mean pixel difference from 0 (exact) to 255")
         self.encoder, self.camera, self.tolerance = encoder, camera, tolerance
         self._lock = threading.Lock()
+        self.watch = None if watch is None else CameraWatch(camera, watch)
         self.reset()
 
     def reset(self) -> None:
         """Forget every tile and all statistics: a new episode, or the camera was moved."""
         with self._lock:
             self._forget()
+            if self.watch:
+                self.watch.reset()
             self._frames = self._tiles = self._encoded = 0
             self._errors: list[float] = []
 
     def __call__(self, frame: NDArray[np.uint8] | Tensor) -> Features:
-        """Encode the next frame, (H, W, 3) uint8 RGB; features have B = V = 1."""
+        """Encode the next frame, (H, W, 3) uint8 RGB; features have B = V = 1.
+
+        Raises:
+            S2RobotError: the frame is blank or frozen, and `watch` says to hold or stop.
+        """
         batch = check_frames(frame)
         if batch.shape[:2] != (1, 1):
             raise InvalidInput(f"A stream takes one frame at a time, (H, W, 3); got {tuple(frame.shape)}")
         with self._lock:
+            if self.watch:
+                self.watch.saw(np.asarray(batch[0, 0].cpu()))
+                if problem := self.watch.problem:
+                    raise S2RobotError(f"Not encoded: {problem}")
             return self._next(batch)
 
     def statistics(self) -> StreamStatistics:

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from s2robot import config as configuration
-from s2robot import files, progress, registry, remote
+from s2robot import files, locks, progress, registry, remote
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.demo import DemoConfig, run_schema, source_of
@@ -138,10 +138,18 @@ def run_study(
 
     Raises:
         InvalidInput: the folder holds a study with other arms of the same name, or other settings.
+        Occupied: another process runs it.
     """
     every = list(cells(study))  # a wrong setting is said before anything is done
     if strange := [cell.arm for cell in every if _drawn_alike(cell) != _drawn_alike(every[0])]:
         raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
+    with locks.alone(out / ".lock", str(out)):
+        return _run_study(study, every, out, console, data, launcher)
+
+
+def _run_study(
+    study: StudyConfig, every: list[Cell], out: Path, console: Console, data: str | Path | None, launcher: Launcher
+) -> Path:
     _keep(study, out)
     dataset = _demonstrations(every[0].config, out, console, data, launcher)
     seen = _as_seen(every, dataset, out, console)

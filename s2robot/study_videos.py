@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from s2robot import files, video
+from s2robot import files, seals, video
 from s2robot.rollouts import load_actor, make_env_for, read_results, record_episode
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def film(cells: Sequence[Cell], shift: str, out: Path, progress: Progress = lamb
     seed = telling_seed(outcomes)
     if seed is None:
         return
-    digests = {cell.arm: files.digest(out / cell.folder / "policy" / "policy.safetensors")[:16] for cell in first}
+    digests = {cell.arm: seals.digest(out / cell.folder / "policy" / "policy.safetensors")[:16] for cell in first}
     shown: dict[str, Any] = {"seed": seed, "level": first[0].level, "training_seed": first[0].seed, "weights": digests}
     shown["success"] = {arm: found[seed] for arm, found in outcomes.items()}
     if (out / FILE).exists() and files.read_json(out / FILE) == files.plain(shown):

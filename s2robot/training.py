@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from s2robot import engines, files, registry
+from s2robot import engines, files, locks, registry, seals
 from s2robot.board import Board
 from s2robot.contribution import by_scale
 from s2robot.datasets import DemoDataset
@@ -33,10 +33,12 @@ from s2robot.frames import Frames
 from s2robot.interface import described
 from s2robot.samples import Samples, Source, gather
 from s2robot.settings import SETTINGS, hold_against, settings_of
+from s2robot.store import FeatureStore
 from s2robot.types import Policy
 
 Progress = Callable[[int, int, str], None]
 VALID_EVERY = 50
+SUM = "weights_sha256"  # in policy.json: of policy.safetensors; older policies have none
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,11 @@ def train(
         return out
     episodes = _episodes(dataset, config)
     out.mkdir(parents=True, exist_ok=True)
-    files.sweep(out)
-    with torch.random.fork_rng(devices=[]):
+    with locks.alone(out / ".lock", str(out)), torch.random.fork_rng(devices=[]):
+        files.sweep(out)
+        if isinstance(source, FeatureStore):
+            for store in (source, *source.versions):
+                store.verify(episodes)
         torch.manual_seed(config.seed)
         network = _network(kind, policy, dataset, source, encoder, episodes)
         where = engines.find_device(device or (None if isinstance(source, Frames) else "cpu"))
@@ -116,9 +121,9 @@ def train(
         _loop(state, samples, train_rows, valid_rows, config, out, progress, describe)
         if worth := by_scale(state.averaged.module, samples, valid_rows, encoder.scale_names):
             files.write_json(out / "scales.json", worth)
-    _write_policy(state.averaged.module, describe, out)
-    (out / "state.pt").unlink(missing_ok=True)
-    (out / "done").touch()
+        _write_policy(state.averaged.module, describe, out)
+        (out / "state.pt").unlink(missing_ok=True)
+        (out / "done").touch()
     return out
 
 
@@ -143,7 +148,10 @@ def load_policy(
         raise InvalidInput(f"No policy in {folder}: it has no policy.json. Train one: s2robot train --help")
     description = files.read_json(folder / "policy.json")
     try:
-        weights = load_file(folder / "policy.safetensors")
+        path = folder / "policy.safetensors"
+        if description.get(SUM, seals.digest(path)) != seals.digest(path):
+            raise ValueError(f"{path.name} is not what was written beside policy.json")
+        weights = load_file(path)
         module = registry.policy_module(description["kind"])
         if getattr(module.NETWORK, "reads_privileged", False):
             privileged: Policy = registry.acting().restore_privileged(module, description, weights)
@@ -218,15 +226,15 @@ class _TrainState:
     def restore(self, path: Path) -> None:
         if not path.exists():
             return
+        remedy = f"Delete {path} to train from the start"
+        seals.check_zip(path, remedy)
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
             for name in ("network", "averaged", "optimizer"):
                 getattr(self, name).load_state_dict(state[name])
             self.step = int(state["step"])
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise CorruptFile(
-                path, str(error).splitlines()[0][:200], f"Delete {path} to train from the start"
-            ) from error
+            raise CorruptFile(path, (str(error).splitlines() or [type(error).__name__])[0][:200], remedy) from error
 
 
 def _loop(
@@ -345,7 +353,7 @@ def _write_policy(network: Any, describe: Callable[[Any], dict[str, Any]], out: 
     out.mkdir(parents=True, exist_ok=True)
     with files.atomic(out / "policy.safetensors") as temporary:
         save_file(weights, str(temporary))
-    files.write_json(out / "policy.json", describe(network))
+    files.write_json(out / "policy.json", {**describe(network), SUM: seals.digest(out / "policy.safetensors")})
 
 
 def _description(

@@ -7,13 +7,15 @@ process on software GL and small networks alike), makes what it needs once, and 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from s2robot.errors import S2RobotError
 
@@ -28,6 +30,10 @@ ONE_THREAD = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
+PATIENCE = 1800.0  # for one item [s]: a driver that hangs does so for ever
+LEAST = 60.0  # so long one waits in any case [s]
+HANGS = 3  # with the last of them the work is given up
+
 _tool: Any = None  # what this worker process made once, e.g. an environment
 
 
@@ -37,38 +43,53 @@ def cores() -> int:
 
 
 def work(
-    make: Callable[[], Any], answer: Callable[[Any, Item], Result], items: Iterable[Item], workers: int | None = None
+    make: Callable[[], Any],
+    answer: Callable[[Any, Item], Result],
+    items: Iterable[Item],
+    workers: int | None = None,
+    patience: float | None = None,
 ) -> Generator[tuple[Item, Result], None, None]:
     """Yield (item, answer(tool, item)) as they finish; `tool = make()` is made once a worker.
 
-    Items are drawn lazily, a few ahead, so the series may be endless: stop by closing the generator.
+    Items are drawn lazily, a few ahead, so the series may be endless: stop by closing the generator. Where one is not
+    answered within `patience` seconds (default `PATIENCE`) all workers are ended, new ones take their place, and what
+    was under way begins again: `answer` must leave nothing behind that a second one minds.
 
     Raises:
-        S2RobotError: a worker died (out of memory, killed); names the items it had. What `make` or `answer` raised
-            comes as it is.
+        S2RobotError: a worker died (out of memory, killed), or workers hung `HANGS` times; names the items under way.
+            What `make` or `answer` raised comes as it is.
     """
-    count = max(1, workers or cores())
+    count, patience = max(1, workers or cores()), PATIENCE if patience is None else patience
     source = iter(items)
     with one_thread_environment():
-        pool = ProcessPoolExecutor(
-            count, multiprocessing.get_context("spawn"), initializer=start, initargs=(make, os.getpid())
-        )
-        running: dict[Future[Any], Item] = {}
+        pool = _pool(count, make)
+        running: dict[Future[Any], _Under[Item]] = {}
+        hangs = 0
         try:
             while True:
                 while len(running) < count + 1 and (item := next(source, _END)) is not _END:
                     with _ctrl_c_held_back():
-                        running[pool.submit(answer_with, answer, item)] = item
+                        running[pool.submit(answer_with, answer, item)] = _Under(item, time.monotonic())
                 if not running:
                     break
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                oldest = min(each.since for each in running.values())
+                # Who draws from this may take his time between two answers: what is ready by then is no hang.
+                left = max(min(patience, LEAST), oldest + patience - time.monotonic())
+                done, _ = wait(running, left, FIRST_COMPLETED)
+                if not done:
+                    hangs += 1
+                    _say_hung([each.item for each in running.values()], patience, again=hangs < HANGS)
+                    stop(pool)
+                    pool, again = _pool(count, make), [each.item for each in running.values()]
+                    with _ctrl_c_held_back():
+                        running = {pool.submit(answer_with, answer, i): _Under(i, time.monotonic()) for i in again}
                 for future in done:
-                    item = running[future]
+                    item = running[future].item
                     result = future.result()
                     del running[future]
                     yield item, result
         except BrokenProcessPool as error:
-            at = ", ".join(str(item) for item in running.values())
+            at = ", ".join(str(each.item) for each in running.values())
             raise S2RobotError(
                 f"A worker process died (out of memory, or killed) with these under way: {at}. Finished work is kept:"
                 " run the same command again, with fewer --workers if memory is short"
@@ -78,6 +99,26 @@ def work(
 
 
 _END: Any = object()
+
+
+class _Under(NamedTuple, Generic[Item]):
+    """An item that is under way, and since when [s, monotonic]."""
+
+    item: Item
+    since: float
+
+
+def _pool(count: int, make: Callable[[], Any]) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, context, initializer=start, initargs=(make, os.getpid()))
+
+
+def _say_hung(items: list[Any], patience: float, *, again: bool) -> None:
+    """Warn, and in the end give up."""
+    what = f"No answer within {patience:g} s, with these under way: {', '.join(map(str, items))}"
+    if not again:
+        raise S2RobotError(f"{what}; {HANGS} times now. Finished work is kept. A driver that hangs: s2robot doctor")
+    logging.getLogger(__name__).warning("%s. The worker processes are started anew", what)
 
 
 def start(make: Callable[[], Any], parent: int) -> None:
@@ -115,6 +156,8 @@ def stop(pool: ProcessPoolExecutor) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
+        process.join(timeout=5)
+        process.kill()  # who is stopped, or hangs in the kernel, does not hear the first
         process.join(timeout=5)
 
 

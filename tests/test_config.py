@@ -106,3 +106,18 @@ def test_what_a_config_says_against_a_value_is_all_that_is_said(option: list[str
     with pytest.raises(UsageError) as caught:
         config.load(DemoConfig, None, option)
     assert says in str(caught.value) and "Underlying" not in str(caught.value) and "draccus" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [["--inner.width="], ["--inner.width", "null"], ["--inner.on", "none"]])
+def test_nothing_where_a_value_must_be_is_refused(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="has no value; expected"):
+        config.load(Outer, None, words)
+    (tmp_path / "c.yaml").write_text("inner:\n  rate:\n")
+    with pytest.raises(InvalidInput, match=r"inner\.rate has no value; expected float"):
+        config.load(Outer, str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize("text", ["[", "{a", "'", "\x01", "*x", "!!python/name:os.system"])
+def test_text_that_is_no_value_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        config.load(Outer, None, ["--inner.width", text])

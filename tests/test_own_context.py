@@ -131,3 +131,19 @@ def test_osmesa_keeps_them_apart_too(tmp_path: Path) -> None:
     mine += ["-k", "turns or leaves or found_out"]
     done = subprocess.run(mine, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.skipif(os.environ.get("MUJOCO_GL", "egl") != "egl", reason="loses EGL contexts")
+def test_a_lost_context_is_noticed_and_replaced(make: Callable[..., RobosuiteEnv]) -> None:
+    """Without one OpenGL draws nothing and says nothing: what stood in memory would be taken for a frame."""
+    env, other = make("Lift"), make("Lift")
+    expected, neighbour = film(env, 3), film(other, 4)
+    if type(env._renderer._renderer._gl_context).__module__ != "mujoco.egl":  # type: ignore[union-attr]
+        pytest.skip("this OpenGL is another")
+    env._renderer._renderer._gl_context.free()  # type: ignore[union-attr]
+    assert film(env, 3) == expected and film(other, 4) == neighbour
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(env._renderer, "_open", lambda: None)
+        env._renderer._renderer._gl_context.free()  # type: ignore[union-attr]
+        with pytest.raises(RenderingUnavailable, match="The GL context was lost"):
+            env.reset(seed=3)

@@ -258,6 +258,26 @@ def test_a_damaged_policy_is_a_clear_error(trained: Path, tmp_path: Path, name: 
         load_policy(folder)
 
 
+@pytest.mark.parametrize("name", ["policy.safetensors", "policy.json"])
+def test_a_policy_of_which_one_bit_flipped_is_a_clear_error(simple: Path, tmp_path: Path, name: str) -> None:
+    folder = copied(simple, tmp_path)
+    data = bytearray((folder / name).read_bytes())
+    place = len(data) - 5 if name.endswith("safetensors") else data.index(b'"chunk": ') + len(b'"chunk": ')
+    data[place] ^= 1  # the last number; another chunk
+    (folder / name).write_bytes(data)
+    with pytest.raises(CorruptFile, match="not what was written"):
+        load_policy(folder)
+
+
+def test_features_that_changed_on_disk_are_not_trained_on(dataset: DemoDataset, tmp_path: Path) -> None:
+    store = encode_dataset(dataset.path, ENCODER, tmp_path / "features", workers=1)
+    with (store.folder / "map.npy").open("r+b") as file:
+        file.seek(-3, 2)
+        file.write(bytes([file.read(1)[0] ^ 1]))
+    with pytest.raises(CorruptFile, match="map features of episode 5 changed on disk"):
+        train(dataset, FeatureStore(store.folder), ENCODER, BCConfig(), TrainConfig(steps=5), tmp_path / "run")
+
+
 def test_a_missing_policy_says_how_to_train_one(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="s2robot train"):
         load_policy(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_scenes import Averager, SquareScenes, quiet, subject
 
-from s2robot import cli, probe_tasks, registry
+from s2robot import cli, files, probe_tasks, registry
 from s2robot import probe as probing
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 from s2robot.files import read_jsonl
@@ -257,7 +257,7 @@ def test_verb_tells_people_in_tables_and_programs_in_json(
     assert (tmp_path / "probe.svg").read_text().startswith("<svg")
     assert cli.main([*words, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result == json.loads((tmp_path / "probe.json").read_text())
+    assert result == files.read_json(tmp_path / "probe.json")
     about = {"command", "config", "n", "data_fingerprint", "machine", "versions", "git"}
     assert result.keys() == about | {"rows", "blind", "differences"}
     assert result["command"].startswith("s2robot probe --encoders see,blind --train 120")

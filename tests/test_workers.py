@@ -90,3 +90,27 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+
+
+def hang_once(folder: Path, item: int) -> int:
+    """The first to be asked for item 3 stops for good, deaf to SIGTERM."""
+    if item == 3 and not (folder / "hung").exists():
+        (folder / "hung").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return item
+
+
+def hang(folder: Path, item: int) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_workers_that_hang_are_started_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = [item for item, _ in workers.work(partial(Path, tmp_path), hang_once, range(6), 2, patience=8.0)]
+    assert sorted(found) == list(range(6))
+    assert "No answer within 8 s" in caplog.text and "3" in caplog.text
+
+
+def test_work_that_always_hangs_is_given_up_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "HANGS", 1)
+    with pytest.raises(S2RobotError, match=r"with these under way: 7; 1 times now"):
+        list(workers.work(partial(Path, tmp_path), hang, [7], 1, patience=3.0))

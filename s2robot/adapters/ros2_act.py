@@ -8,8 +8,8 @@
           /diagnostics
     do    ~/reset             std_srvs/Trigger: a new episode begins
 
-While an input is missing, stale or unreadable nothing is published. When all are back the policy begins a new episode:
-what it remembers is of another time.
+While an input is missing, stale, unreadable or blank (`camera_watch`) nothing is published. When all are back the
+policy begins a new episode: what it remembers is of another time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from s2robot.adapters.ros2_messages import Stamp, array_message, messages, numbe
 from s2robot.adapters.ros2_observing import CameraInput, Clock, StateInput, Value, stacked
 from s2robot.adapters.ros2_running import newest, offered, run
 from s2robot.adapters.ros2_state import parse_joints
+from s2robot.camera_watch import WatchConfig
 from s2robot.errors import InvalidInput, S2RobotError, require
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Policy
 
@@ -55,6 +56,7 @@ class ActConfig:
     reliable: lost parts of images are asked for again; a camera that does not publish reliably is then not heard
     engine, precision: who computes the features
     device: cuda or cpu; by itself CUDA where there is one
+    watch: what is done about blank and frozen frames; by themselves blank ones hold, frozen ones are reported
     """
 
     run: str = ""
@@ -69,6 +71,7 @@ class ActConfig:
     engine: str = "auto"
     precision: str | None = None
     device: str | None = None
+    watch: WatchConfig = field(default_factory=lambda: WatchConfig(blank="hold"))
 
     def __post_init__(self) -> None:
         if self.rate < 0 or self.stale_after <= 0:
@@ -92,7 +95,8 @@ class ActNode:
         self._silent: dict[str, str] = {"everything": "starting"}
         self._tally, self._complaints = Tally(), Complaints(node.get_logger().warning)
         self._clock = Clock(config.stale_after, config.check_stamps, lambda: node.get_clock().now().nanoseconds)
-        self.cameras = [CameraInput(*pair, self._wake) for pair in zip(self.contract.cameras, topics, strict=True)]
+        pairs = zip(self.contract.cameras, topics, strict=True)
+        self.cameras = [CameraInput(*pair, self._wake, config.watch) for pair in pairs]
         joints = parse_joints(config.joints, self.contract.fields)
         where = ("joint_states", "~/proprioception")
         self.state = StateInput(self.contract.fields, joints, self._complaints, where)
@@ -165,6 +169,8 @@ class ActNode:
     def _on_reset(self, _: Any, answer: Any) -> Any:
         with self._busy:  # between two looks
             self.policy.reset()
+            for camera in self.cameras:
+                camera.watch.reset()
         answer.success, answer.message = True, "a new episode begins"
         self.node.get_logger().info("reset: a new episode begins")
         return answer
@@ -176,7 +182,7 @@ class ActNode:
         whole = self._all.status()
         if silent:
             whole = status("policy", "ERROR", text, {pair.key: pair.value for pair in whole.values})
-        stale = {camera.latest.topic: silent.get(camera.name, "") for camera in self.cameras}
+        stale = {camera.latest.topic: silent.get(camera.name) or camera.watch.fault for camera in self.cameras}
         return [whole, *(watched.status(stale.get(watched.name, "")) for watched in self._watched)]
 
     def step(self) -> None:

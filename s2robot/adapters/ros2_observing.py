@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from s2robot.adapters.ros2_inputs import Arrival, Complaints, Latest, Tally
 from s2robot.adapters.ros2_messages import Stamp, frame_of, numbers_of, stamp_of
 from s2robot.adapters.ros2_state import JointField, joint_values
+from s2robot.camera_watch import CameraWatch, WatchConfig
 from s2robot.errors import InvalidInput, S2RobotError
 
 MISSING = "nothing came yet"
@@ -46,8 +47,9 @@ class Clock:
 class CameraInput:
     """One camera: the newest frame that could be read."""
 
-    def __init__(self, name: str, topic: str, wake: threading.Condition) -> None:
+    def __init__(self, name: str, topic: str, wake: threading.Condition, watch: WatchConfig | None = None) -> None:
         self.name, self.latest = name, Latest(topic, wake)
+        self.watch = CameraWatch(name, watch or WatchConfig())
         self.frame: NDArray[np.uint8] | None = None  # (H, W, 3)
         self.arrival: Arrival | None = None  # of that frame
 
@@ -58,12 +60,17 @@ class CameraInput:
                 self.frame = frame_of(arrival.message)
                 self.arrival = arrival
                 self.latest.tally.took()
+                self.watch.saw(self.frame)
+                if self.watch.fault:
+                    complaints.about(self.latest.topic, self.watch.fault, self.latest.tally)
             except S2RobotError as error:
                 self.latest.tally.refuse(str(error))
                 complaints.about(self.latest.topic, str(error), self.latest.tally)
 
     def problem(self, clock: Clock) -> str:
-        return clock.problem(self.arrival.came, self.arrival.stamp) if self.arrival else MISSING
+        if self.arrival is None:
+            return MISSING
+        return clock.problem(self.arrival.came, self.arrival.stamp) or self.watch.problem
 
 
 @dataclass(frozen=True)

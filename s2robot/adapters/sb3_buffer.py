@@ -11,7 +11,9 @@ code when it is read: load your own only.
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from s2robot import seals
 from s2robot.adapters.features import FEATURES
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName, require
 from s2robot.files import atomic
 from s2robot.machine import free_memory
+from s2robot.parts import DAMAGE
 
 _PURPOSE = "Training with Stable-Baselines3"
 require("stable_baselines3", extra="rl", purpose=_PURPOSE)
@@ -156,14 +160,15 @@ class FeatureReplayBuffer(_buffers.DictReplayBuffer):  # type: ignore[misc]
             CorruptFile: a file that cannot be read.
             InvalidInput: other keys, shapes, dtypes, sizes or numbers of environments.
         """
+        seals.check_zip(Path(path), "Restore it from a copy")
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as inside:
                 found = {name: inside[name] for name in inside.files}
             size = self.buffer_size if found["full"] else int(found["pos"])
             self._fits(path, found, size)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            if isinstance(error, InvalidInput):
-                raise
+        except InvalidInput:
+            raise
+        except (*DAMAGE, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
             raise CorruptFile(path, str(error), "It should be what FeatureReplayBuffer.save wrote") from error
         self.reset()
         for name in ("actions", *SCALARS, "_end"):

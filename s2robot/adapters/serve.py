@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from s2robot.adapters.serve_metrics import CONTENT_TYPE, Metrics
 from s2robot.adapters.serve_policy import Interface
 from s2robot.adapters.serve_refusals import refusal
 from s2robot.adapters.serve_request import Request, read_request
+from s2robot.camera_watch import CameraWatch, WatchConfig
 from s2robot.errors import InvalidInput, S2RobotError, require
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
@@ -53,6 +54,7 @@ class ServeConfig:
     execute: int = 0  # actions of a chunk before looking again; 0: as the policy was trained
     engine: str = "auto"  # who computes the features, see `s2robot.engines`
     precision: str | None = None  # default: what the policy was trained on
+    watch: WatchConfig = field(default_factory=WatchConfig)  # for blank and frozen frames, see `camera_watch`
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -82,6 +84,7 @@ class _Session:
 
     connection: Any
     policy: Any
+    watches: list[CameraWatch]
     busy: bool = False
     last_ms: float | None = None  # of the answer before
 
@@ -180,7 +183,8 @@ class PolicyServer:
         if self._stopping.is_set() or len(self._sessions) >= self.config.max_clients:  # others were quicker
             await connection.close(1013, "try again later")
             return
-        session, task = _Session(connection, self.policy.another()), asyncio.current_task()
+        watches = [CameraWatch(camera, self.config.watch) for camera in self.interface.cameras]
+        session, task = _Session(connection, self.policy.another(), watches), asyncio.current_task()
         assert task is not None
         self._sessions[session] = task
         self.metrics.connections += 1
@@ -235,6 +239,7 @@ class PolicyServer:
             request = self._read(message)
         else:
             request = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, message)
+        faults = self._look(session, request)
         decoded = time.perf_counter() - began
         future = asyncio.wrap_future(self._inference.ask(session.policy, request))
         answer = await asyncio.wait_for(future, self.config.request_timeout)
@@ -244,7 +249,28 @@ class PolicyServer:
         if session.last_ms is not None:
             timing["prev_total_ms"] = session.last_ms
         said = {"reset": True} if answer.actions is None else {"actions": answer.actions}
-        return wire.pack({**said, "server_timing": timing})
+        return wire.pack({**said, "server_timing": timing, **({"camera_faults": faults} if faults else {})})
+
+    def _look(self, session: _Session, request: Request) -> list[str]:
+        """What is wrong with the cameras, in words.
+
+        Raises:
+            InvalidInput: so wrong that no action is given.
+        """
+        if request.observation is None:
+            if request.reset:
+                for watch in session.watches:
+                    watch.reset()
+            return []
+        for watch, frame in zip(session.watches, request.observation[FRAMES], strict=True):
+            if request.reset:
+                watch.reset()
+            watch.saw(frame)
+        faults = [watch.fault for watch in session.watches if watch.fault]
+        self.metrics.camera_faults += len(faults)
+        if problems := [watch.problem for watch in session.watches if watch.problem]:
+            raise InvalidInput(f"No action: {'; '.join(problems)}. Look at the camera, or see --watch.blank, .frozen")
+        return faults
 
     def _read(self, message: bytes | str) -> Request:
         if isinstance(message, str):

@@ -21,7 +21,7 @@ class Metrics:
     """Touched by the event loop alone, so nothing is locked."""
 
     def __init__(self) -> None:
-        self.requests = self.answers = self.connections = self.clients = 0
+        self.requests = self.answers = self.connections = self.clients = self.camera_faults = 0
         self.errors: Counter[str] = Counter(dict.fromkeys(ERRORS, 0))
         self._began = time.time()
         self._last: dict[str, deque[float]] = {stage: deque(maxlen=KEPT) for stage in STAGES}
@@ -43,6 +43,7 @@ class Metrics:
         yield from _one("answers_total", "counter", "Action chunks and resets that went out.", self.answers)
         yield from _one("connections_total", "counter", "Connections that were accepted.", self.connections)
         yield from _one("clients", "gauge", "Connections that are open.", self.clients)
+        yield from _one("camera_faults_total", "counter", "Blank and frozen frames that came.", self.camera_faults)
         yield from _head("errors_total", "counter", "Refusals and failures, by kind.")
         yield from (f's2robot_errors_total{{kind="{kind}"}} {count}' for kind, count in sorted(self.errors.items()))
         yield from _head("latency_seconds", "summary", f"By stage; quantiles of the last {KEPT}.")

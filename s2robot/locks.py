@@ -1,0 +1,87 @@
+"""One process at a time where a run writes: the second is told who the first is.
+
+The lock is the system's own (flock) on a small file that says who holds it, so that of a process which is gone, killed
+or with its machine, nothing is left but the file, and that stops nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from s2robot.errors import S2RobotError
+
+
+class Occupied(S2RobotError):
+    """Another process is writing here."""
+
+
+@contextlib.contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Hold a lock; the file goes when it is given back.
+
+    Args:
+        what: is written under it, for the message: a folder or file.
+
+    Raises:
+        Occupied: another process holds it; names the process, its machine and command.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Occupied(_told(lock, what)) from None
+            except OSError:  # a network file system without locks
+                break
+            if _same(descriptor, lock):
+                break
+            os.close(descriptor)  # the holder before gave it back just now, and its file with it
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.truncate(descriptor, 0)
+            os.write(descriptor, _holder().encode())
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # moved away with its folder
+                lock.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _same(descriptor: int, lock: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder() -> str:
+    since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    said = {"process": os.getpid(), "host": socket.gethostname(), "since": since, "command": sys.argv}
+    return json.dumps(said) + "\n"
+
+
+def _told(lock: Path, what: str) -> str:
+    try:
+        said = json.loads(lock.read_text(encoding="utf-8"))
+        command = shlex.join([Path(said["command"][0]).name, *said["command"][1:]])[:200]
+        who = f"process {said['process']} on {said['host']}, since {said['since']}: {command}"
+    except (OSError, ValueError, KeyError, TypeError, IndexError):  # it is only now writing its name
+        who = "another process"
+    return f"{what} is in use by {who}. Wait until it ends, or write elsewhere (--out)"

@@ -1,0 +1,127 @@
+"""Blank and frozen frames: found, said, and acted on as configured, in the stream, the server and the ROS 2 node."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_encoders import random_frames, small_encoder
+from small_policies import flat, observations, small_policy
+from small_servers import get, plain_client, server_thread
+
+from s2robot.adapters.ros2_observing import CameraInput
+from s2robot.camera_watch import ACTIONS, CameraWatch, WatchConfig
+from s2robot.errors import InvalidInput, S2RobotError, UnknownName
+from s2robot.stream import Stream
+from s2robot.types import FRAMES
+
+BLACK = np.zeros((32, 32, 3), np.uint8)
+
+
+class Clock:
+    """A clock that a test moves [s]."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_is_done_about_blank_frames(action: str) -> None:
+    watch = CameraWatch("top", WatchConfig(blank=action))
+    watch.saw(random_frames(32, 32, 3))
+    assert not watch.fault and not watch.problem
+    watch.saw(BLACK + 130)  # one colour, not black
+    assert ("blank" in watch.fault) == (action != "ignore")
+    assert bool(watch.problem) == (action in ("hold", "stop")) and watch.found["blank"] == 1
+    watch.saw(random_frames(32, 32, 3))
+    assert not watch.fault
+    assert bool(watch.problem) == (action == "stop") and ("until reset" in watch.problem) == (action == "stop")
+    watch.reset()
+    assert not watch.problem
+
+
+def test_the_same_pixels_are_frozen_after_a_while_and_not_before() -> None:
+    clock, frame = Clock(), random_frames(32, 32, 3)
+    watch = CameraWatch("top", WatchConfig(frozen="hold", frozen_after=1.0), clock)
+    for now in (0.0, 0.5, 0.9):
+        clock.now = now
+        watch.saw(frame)
+        assert not watch.problem
+    clock.now = 1.0
+    watch.saw(frame.copy())
+    assert "the very same for 1.0 s" in watch.problem
+    other = frame.copy()
+    other[3, 4, 1] ^= 1  # a real camera's noise
+    watch.saw(other)
+    assert not watch.problem and watch.found == {"blank": 0, "frozen": 1}
+
+
+def test_a_frame_asked_for_twice_is_not_frozen() -> None:
+    clock, frame = Clock(), random_frames(32, 32, 3)
+    watch = CameraWatch("top", WatchConfig(frozen="stop", frozen_after=1.0), clock)
+    watch.saw(frame)
+    clock.now = 60.0
+    watch.saw(frame)
+    assert not watch.fault and not watch.problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"blank": "halt"}, UnknownName),
+        ({"frozen": ""}, UnknownName),
+        ({"blank_range": -1}, InvalidInput),
+        ({"frozen_after": 0.0}, InvalidInput),
+        ({"frozen_after": float("nan")}, InvalidInput),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        WatchConfig(**settings)
+
+
+def test_a_stream_holds_and_goes_on_to_the_same_features() -> None:
+    encoder, frames = small_encoder(), random_frames(2, 32, 32, 3)
+    stream, plain = Stream(encoder, "top", watch=WatchConfig(blank="hold")), Stream(encoder, "top")
+    stream(frames[0])
+    with pytest.raises(S2RobotError, match=r"Not encoded: the frames of top are blank"):
+        stream(BLACK)
+    plain(frames[0])
+    assert (stream(frames[1]).map == plain(frames[1]).map).all()
+    assert stream.statistics().frames == 2
+
+
+def test_frames_of_numbers_that_may_be_nan_are_refused_everywhere(tmp_path: Path) -> None:
+    frame = np.full((32, 32, 3), np.nan, np.float32)
+    with pytest.raises(InvalidInput, match="uint8"):
+        Stream(small_encoder(), "top", watch=WatchConfig())(frame)  # type: ignore[arg-type]
+
+
+def test_the_server_holds_stops_and_reports(tmp_path: Path) -> None:
+    run, (good, other) = small_policy(tmp_path / "run"), observations(2)
+    dark = {**good, FRAMES: np.zeros_like(good[FRAMES])}
+    with server_thread(run, watch=WatchConfig(blank="report")) as server, plain_client(server.url) as client:
+        answer = client.ask(flat(dark) | {"reset": True})
+        assert len(answer["camera_faults"]) == 2 and "blank" in answer["camera_faults"][0]
+        assert "camera_faults" not in client.ask(flat(other))
+        assert "s2robot_camera_faults_total 2" in get(server.url, "/metrics")[1]
+    with server_thread(run, watch=WatchConfig(blank="hold")) as server, plain_client(server.url) as client:
+        first = client.ask(flat(good) | {"reset": True})["actions"]
+        assert "No action: the frames of agentview are blank" in client.ask(flat(dark))
+        assert np.array_equal(client.ask(flat(good) | {"reset": True})["actions"], first)
+    with server_thread(run, watch=WatchConfig(blank="stop")) as server, plain_client(server.url) as client:
+        assert "blank" in client.ask(flat(dark))
+        assert "stopped until reset" in client.ask(flat(good))
+        assert np.array_equal(client.ask(flat(good) | {"reset": True})["actions"], first)
+
+
+def test_the_nodes_input_says_why_one_may_not_act() -> None:
+    """What `s2robot ros2 act` decides by, with its own message; a node is watched in tests/test_ros2.py."""
+    camera = CameraInput("top", "/top/image_raw", threading.Condition(), WatchConfig(blank="stop"))
+    camera.watch.saw(BLACK)
+    assert camera.watch.problem.startswith("stopped until reset: the frames of top are blank")
