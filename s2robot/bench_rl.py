@@ -2,8 +2,9 @@
 
     s2robot bench rl --task Lift
 
-Each arm is SAC with one update a decision and batches of the same size. Rounds are interleaved, so that whatever else
-the machine does falls on all alike; figures are medians over the rounds, ratios those of the medians.
+Each arm is SAC with one update a decision and batches of the same size. Times are this process's seconds on the CPU,
+all threads together: what else runs on the machine hardly counts. Set OMP_NUM_THREADS=1, and they are what a core
+takes. Rounds are interleaved; rates are medians over the rounds, ratios those of the medians.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def arms(task: str, cameras: tuple[str, ...]) -> list[Arm]:
 
 
 class Learner:
-    """An arm that learns, and its clock: seconds by stage, over all that it has learned."""
+    """An arm that learns, and its clock: seconds on the CPU by stage, over all that it has learned."""
 
     def __init__(self, arm: Arm, batch: int) -> None:
         from s2robot.adapters.features import fit_compression
@@ -84,13 +85,14 @@ class Learner:
         logger: Any = require("stable_baselines3.common.logger", extra="rl", purpose="Reinforcement learning")
         self.model.set_logger(logger.Logger(None, []))
         self.model.train = self._timed("update", self.model.train)
-        self.worlds.simulations.step_chunk = self._simulated(self.worlds.simulations.step_chunk)
+        self.simulation.frames = self._timed("render", self.simulation.frames)
+        self.simulation.advance = self._timed("physics", self.simulation.advance)
 
     def learn(self, steps: int) -> float:
         """So many control steps; seconds."""
-        start = time.perf_counter()
+        start = time.process_time()
         self.model.learn(max(1, steps // self.arm.world.execute), log_interval=None, reset_num_timesteps=False)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     def _timed(self, stage: str, function: Callable[..., Any]) -> Any:
         learner = self
@@ -99,24 +101,15 @@ class Learner:
             """What it was, on a clock."""
 
             def __call__(self, *arguments: Any, **words: Any) -> Any:
-                start = time.perf_counter()
+                start = time.process_time()
                 answer = function(*arguments, **words)
-                learner.seconds[stage] += time.perf_counter() - start
+                learner.seconds[stage] += time.process_time() - start
                 return answer
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(function, name)
 
         return Timed()
-
-    def _simulated(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any) -> Any:
-            answer = function(*arguments)
-            self.seconds["physics"] += self.simulation.seconds["step"] * int(answer[-1]["steps"][0])
-            self.seconds["render"] += self.simulation.seconds["render"]
-            return answer
-
-        return step
 
 
 def bench_rl(argv: Sequence[str]) -> int:
@@ -140,7 +133,12 @@ def bench_rl(argv: Sequence[str]) -> int:
     console = Console()
     console.width = console.width if console.is_terminal else 140
     table = Table(
-        "arm", "steps/s", "x images", *(f"{stage} ms" for stage in STAGES), "rest ms", "replay MB a 100k steps"
+        "arm",
+        "steps a CPU second",
+        "x images",
+        *(f"{stage} ms" for stage in STAGES),
+        "rest ms",
+        "replay MB a 100k steps",
     )
     for row in rows:
         times = [f"{row['ms'][stage]:.1f}" for stage in (*STAGES, "rest")]

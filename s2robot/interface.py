@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2robot import registry
-from s2robot.errors import S2RobotError
+from s2robot.errors import InvalidInput, S2RobotError
 
 KINDS = ("proprioception", "goal", "actions")
 
@@ -28,7 +28,13 @@ class Names:
 
 
 def names_of(description: Mapping[str, Any]) -> Names:
-    """Of a policy, by its policy.json."""
+    """Of a policy, by its policy.json.
+
+    Raises:
+        InvalidInput: it learned from the simulator's state: no robot can be driven by it.
+    """
+    if description.get("privileged"):
+        raise InvalidInput("This policy reads the simulator's state, which nobody can show it but a simulation of ours")
     shapes = description["shapes"]
     found, hz = dict(description.get("names") or {}), description.get("control_hz")
     if not all(found.get(kind) or not shapes.get(kind) for kind in KINDS) or not hz:

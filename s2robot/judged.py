@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import files, machine, pictures, registry, statistics, video
+from s2robot import files, machine, pictures, statistics, video
 from s2robot.encoder import EncoderConfig
 from s2robot.rollouts import STAGES, EpisodeResult, EvalConfig, load_actor, make_env_for, record_episode
 
@@ -41,7 +41,7 @@ def show(policy: Path, results: Sequence[EpisodeResult], config: EvalConfig, out
     assert stills is not None
     with files.atomic(out / "pictures" / "strip.png") as temporary:
         video.contact_sheet(stills[:, 0], columns=6).save(temporary, "PNG")
-    if not registry.reads_frames(description["kind"]):  # a frozen encoder has features to show
+    if description["encoder_fingerprint"]:  # a frozen encoder has features to show
         _show_features(description["encoder"], stills[[0, len(stills) // 2]], out / "pictures" / "features.png")
     if (policy / "metrics.jsonl").exists():
         shutil.copyfile(policy / "metrics.jsonl", out / "metrics.jsonl")
@@ -62,10 +62,11 @@ def summarise(
     """What `s2robot.runs.SUMMARY` asks for, of these episodes; more: what the caller knows besides."""
     wins, n = sum(r.success for r in results), len(results)
     description = files.read_json(policy / "policy.json")
-    frozen = not registry.reads_frames(description["kind"])
+    frozen = bool(description["encoder_fingerprint"])
+    sees = "frozen S2 features" if frozen else "privileged state" if description.get("privileged") else "frames"
     scales = policy / "scales.json"
     summary = {
-        "title": f"{description['task']}: {description['kind']} on {'frozen S2 features' if frozen else 'frames'}",
+        "title": f"{description['task']}: {description['kind']} on {sees}",
         "task": description["task"],
         "success_rate": wins / n,
         "successes": wins,

@@ -179,7 +179,9 @@ def read_results(log: Path) -> list[EpisodeResult]:
         raise CorruptFile(log, f"a line is no episode ({error})", f"Move it away, or: rm {log}") from error
 
 
-def make_env_for(description: dict[str, Any], fidelity: str, shift: str = "") -> RobosuiteEnv:
+def make_env_for(
+    description: dict[str, Any], fidelity: str, shift: str = "", *, render_frames: bool = True
+) -> RobosuiteEnv:
     """The environment a policy was trained for, from its `policy.json`.
 
     Raises:
@@ -198,6 +200,7 @@ def make_env_for(description: dict[str, Any], fidelity: str, shift: str = "") ->
         cameras=tuple(description["cameras"]),
         frame_size=description["frame_size"],
         extras=("privileged",) if description.get("privileged") else (),
+        render_frames=render_frames,
     )
 
 
@@ -212,8 +215,10 @@ def load_actor(folder: Path, config: EvalConfig) -> Policy:
 
 
 def _make(policy: Parcel, description: dict[str, Any], config: EvalConfig) -> tuple[Policy, RobosuiteEnv]:
+    blind = bool(description.get("privileged"))  # it looks at no frame, and drawing takes most of the time
+    env = make_env_for(description, config.fidelity, config.shift, render_frames=not blind)
     with policy.unpacked() as folder:
-        return load_actor(folder, config), make_env_for(description, config.fidelity, config.shift)
+        return load_actor(folder, config), env
 
 
 def _run(tool: tuple[Policy, RobosuiteEnv], seed: int) -> EpisodeResult:

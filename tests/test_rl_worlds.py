@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 pytest.importorskip("stable_baselines3")
+from s2robot import config as configuration
+from s2robot import registry
 from s2robot.adapters.sb3_demos import DemoReplayBuffer, States, Transitions, transitions
 from s2robot.adapters.sb3_sight import Sight
 from s2robot.adapters.sb3_worlds import LAST, Worlds, make_worlds
@@ -21,7 +23,7 @@ from s2robot.errors import UsageError
 from s2robot.policies.ensemble import Ensemble
 from s2robot.policies.rl_picker import pick
 from s2robot.policies.rlpd import RLPDConfig
-from s2robot.rl_config import DemosConfig, RLConfig, SightConfig, WorldConfig
+from s2robot.rl_config import DemosConfig, RLConfig, SightConfig, WorldConfig, rl_schema
 
 pytestmark = pytest.mark.sim
 REACH = WorldConfig(task="Reach", execute=4)
@@ -172,3 +174,11 @@ def test_settings_outside_their_range_are_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(UsageError, match=r"expected|Known"):
             make()
+
+
+@pytest.mark.parametrize("name", [name for name in configuration.names() if name.startswith("rl-")])
+def test_configs_that_ship_are_runs(name: str) -> None:
+    algorithm = configuration.said(name, "algorithm")
+    config = configuration.load(rl_schema(algorithm), name)
+    assert config.algorithm == algorithm and type(config.learn) is registry.algorithm(algorithm).CONFIG
+    assert registry.get_task(config.world.task).cameras
