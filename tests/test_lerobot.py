@@ -17,6 +17,7 @@ from s2robot.adapters.lerobot import COLUMNS, LeRobotFolder, export
 from s2robot.convert import to_s2robot
 from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.errors import CorruptFile, InvalidInput, MissingExtra, S2RobotError, UnknownName
+from s2robot.files import read_json
 from s2robot.sources import open_dataset
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -139,7 +140,7 @@ def test_damage_is_named_and_the_rest_converted(tmp_path: Path) -> None:
     damage_frames(source.path)
     assert list(export(DemoDataset(source.path), tmp_path / "b")) == ["demo_1"]
     assert [episode.seed for episode in LeRobotFolder(tmp_path / "b")] == [5, 9]
-    own = json.loads((tmp_path / "b/meta/s2robot.json").read_text())
+    own = read_json(tmp_path / "b/meta/s2robot.json")
     own["episodes"][0]["digest"] = "0" * 64  # as if its content had changed
     (tmp_path / "b/meta/s2robot.json").write_text(json.dumps(own))
     again, damaged = to_s2robot(open_dataset(tmp_path / "b"), tmp_path / "c.hdf5")

@@ -318,6 +318,10 @@ def test_a_policy_acts_falls_silent_and_goes_on(
     assert "wanted: f1, f2" in side.status("s2robot_act: joint_states")[1]
     robot.joints = ["f1", "f2"]
     goes_on(side, chunks)
+    seen, robot.frames = robot.frames, np.full_like(robot.frames, 90)  # a dead sensor
+    falls_silent(side, chunks, "front: the frames of front are blank", "wrist: the frames of wrist are blank")
+    robot.frames = seen
+    goes_on(side, chunks)
     log = (tmp_path / "log").read_text()
     assert log.count("No chunks are published. front: nothing good") == 1  # once, not ten times a second
     assert "position nan of f1" in log

@@ -182,8 +182,10 @@ class ActNode:
         whole = self._all.status()
         if silent:
             whole = status("policy", "ERROR", text, {pair.key: pair.value for pair in whole.values})
-        stale = {camera.latest.topic: silent.get(camera.name) or camera.watch.fault for camera in self.cameras}
-        return [whole, *(watched.status(stale.get(watched.name, "")) for watched in self._watched)]
+        stale = {camera.latest.topic: silent.get(camera.name, "") for camera in self.cameras}
+        doubt = {camera.latest.topic: camera.watch.fault for camera in self.cameras}
+        names = [(watched, watched.name) for watched in self._watched]
+        return [whole, *(each.status(stale.get(name, ""), doubt=doubt.get(name, "")) for each, name in names)]
 
     def step(self) -> None:
         """Wait for the next tick, then look, decide and publish, or fall silent."""

@@ -1,7 +1,7 @@
 """What a node says of itself on /diagnostics, once a second: one status a topic it listens to.
 
 OK     all is well
-WARN   messages were refused since the last time; the message says why
+WARN   messages were refused since the last time, or a camera's frames are blank or frozen; the message says why
 STALE  nothing came for too long
 """
 
@@ -42,14 +42,16 @@ class Watched:
         self.name, self.tally = name, tally
         self._refused = 0
 
-    def status(self, stale: str = "", more: Mapping[str, str] | None = None) -> Any:
-        """stale: what is missing, "" if nothing is; more: further values."""
+    def status(self, stale: str = "", more: Mapping[str, str] | None = None, doubt: str = "") -> Any:
+        """stale: what is missing, "" if nothing is; more: further values; doubt: what is odd about what came."""
         counts = self.tally.counts()
         refused, self._refused = counts["refused"] - self._refused, counts["refused"]
         values = {"rate [Hz]": f"{self.tally.rate():.2f}"} | {key: str(count) for key, count in counts.items()}
         for key, spread in self.tally.latencies().items():
             values |= {f"{key} {share} [ms]": f"{spread[share]:.2f}" for share in ("p50", "p99")}
         level, text = ("WARN", self.tally.refusal) if refused else ("OK", "ok")
+        if doubt:
+            level, text = "WARN", doubt
         if stale:
             level, text = "STALE", stale
         return status(self.name, level, text, values | dict(more or {}))

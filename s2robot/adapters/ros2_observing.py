@@ -60,8 +60,9 @@ class CameraInput:
                 self.frame = frame_of(arrival.message)
                 self.arrival = arrival
                 self.latest.tally.took()
+                was = self.watch.fault
                 self.watch.saw(self.frame)
-                if self.watch.fault:
+                if self.watch.fault and not was:
                     complaints.about(self.latest.topic, self.watch.fault, self.latest.tally)
             except S2RobotError as error:
                 self.latest.tally.refuse(str(error))
