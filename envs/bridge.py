@@ -45,6 +45,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         quality: "fast" or "robosuite", see `envs.renderer`.
         render_frames: False leaves `frames` black and needs no GL: for state-based work.
         shift: other looks every episode, such as "light,table:0.5" or "all/test"; see `envs.shifts`.
+        shaped: reward on the way to success too, as robosuite shapes it (Reach always does); else at success alone.
         extras: what else to observe: "depth", "segmentation", "privileged" (see `s2robot.types`).
 
     `step` after the end of an episode raises; an action outside [-1, 1] or with a NaN raises.
@@ -54,7 +55,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - Gymnasium's own declaration
     render_mode = "rgb_array"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options, each by its name
         self,
         task: TaskSpec,
         *,
@@ -64,6 +65,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         quality: str = "fast",
         render_frames: bool = True,
         shift: str = "",
+        shaped: bool = False,
         extras: Collection[str] = (),
     ) -> None:
         if fidelity not in FIDELITIES:
@@ -73,7 +75,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         self.cameras = tuple(cameras) if cameras else task.cameras
         if render_frames:
             gl.prepare()  # before robosuite, which takes EGL for granted
-        self._env = make_robosuite(task)
+        self._env = make_robosuite(task, reward_shaping=shaped)
         self._set_fidelity(fidelity)
         model, data = self._env.sim.model._model, self._env.sim.data._data
         self._renderer = FrameRenderer(model, data, self.cameras, frame_size, quality) if render_frames else None

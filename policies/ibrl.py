@@ -32,7 +32,9 @@ PROPOSAL = "proposal"  # the key of the prior's chunk, see `s2robot.adapters.sb3
 class IBRLConfig(RLPDConfig):
     """Hyper-parameters of `ibrl`: those of `rlpd`."""
 
-    starts: int = 500  # decisions of the prior alone, before it learns
+    starts: int = 250  # decisions of the prior alone, before it learns
+    alone: int = 1000
+    entropy: str = "auto_0.0001"
 
 
 class IBRLPolicy(RLPDPolicy):

@@ -53,7 +53,7 @@ class PickerNetwork(ActorNetwork):
         return torch.cat([super().look(few, proprioception, goal), told.half().float(), proposal], dim=1)
 
     def predict(self, looks: Tensor, noise: torch.Generator) -> Tensor:
-        """The chunk of the two that the critics, on average, think more of, (B, A, M)."""
+        """The chunk of the two that the least of the critics thinks more of, (B, A, M)."""
         look = looks[:, -1]
         seen = self.trunk(look)
         theirs = look[:, -self.config.chunk * self.shapes.actions :]
@@ -83,8 +83,12 @@ def corrected(proposal: Tensor, correction: Tensor) -> Tensor:
 
 
 def pick(critic: Ensemble, seen: Tensor, proposals: Tensor) -> Tensor:
-    """Of proposals (P, B, N) after the same looks (B, L), each look's best: (B, N)."""
-    values = torch.stack([critic(torch.cat([seen, each], dim=1)).mean(dim=0) for each in proposals])  # (P, B)
+    """Of proposals (P, B, N) after the same looks (B, L), each look's best: (B, N).
+
+    Best by the least of the critics: of what no data is near, one of them thinks little, and the mean is what the actor
+    was made to please.
+    """
+    values = torch.stack([critic(torch.cat([seen, each], dim=1)).amin(dim=0) for each in proposals])  # (P, B)
     best = values.argmax(dim=0)
     return proposals[best, torch.arange(len(seen))]
 

@@ -3,7 +3,7 @@ Data"), on Stable-Baselines3's SAC.
 
     half of every batch is of demonstrations, half of what was lived
     critics: an ensemble with layer normalisation; a target is the least of a random two (REDQ, Chen et al. 2021)
-    several updates of the critics a decision, one of the actor
+    several updates a decision
 
 What is seen is read by one network, which the critics alone train, and which has no target of its own (DrQ-v2, Yarats
 et al. 2021). Entropy counts for the actor and not in the targets, the paper's choice where reward is sparse.
@@ -39,9 +39,10 @@ class RLPDConfig:
     demos: float = 0.5  # share of a batch that is of demonstrations
     buffer: int = 100_000  # decisions
     starts: int = 250  # decisions before it learns
-    updates: int = 2  # of the critics a decision
+    updates: int = 2  # a decision
+    alone: int = 0  # updates of the critics before the actor's first: it would believe what they do not know yet
     tau: float = 0.01
-    entropy: str = "auto_0.01"
+    entropy: str = "auto_0.001"  # of values in [0, 1]: a temperature of 0.01 makes noise of a chunk of 16 numbers
     critics: int = 5
     trunk: int = 64  # numbers that critics and actor share of what is seen
     widths: tuple[int, ...] = (256, 256)
@@ -127,12 +128,13 @@ class RLPDPolicy(_policies.SACPolicy):  # type: ignore[misc]
 class RLPD(_sac.SAC):  # type: ignore[misc]
     """The learner; what differs from SAC is its `train`."""
 
+    alone = 0
+
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         policy = self.policy
         policy.set_training_mode(True)
         losses: list[float] = []
-        batch: Any = None
-        seen = target = torch.empty(0)
+        target = torch.empty(0)
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             seen = policy.seen(batch.observations)
@@ -143,11 +145,12 @@ class RLPD(_sac.SAC):  # type: ignore[misc]
             loss.backward()
             policy.critic.optimizer.step()
             losses.append(float(loss.detach()) / policy.members)
+            self._n_updates += 1
+            if self._n_updates > self.alone:
+                self._train_actor(seen.detach(), batch.observations)
             with torch.no_grad():
                 for kept, new in zip(policy.critic_target.parameters(), policy.critic.values.parameters(), strict=True):
                     kept.lerp_(new, self.tau)
-        self._n_updates += gradient_steps
-        self._train_actor(seen.detach(), batch.observations)
         self.logger.record("train/critic_loss", float(np.mean(losses)))
         self.logger.record("train/target", float(target.mean()))
         policy.set_training_mode(False)
@@ -192,7 +195,7 @@ def make(
     words = off_policy(config, env, gamma, seed, decisions)
     words["replay_buffer_kwargs"] |= {"share": config.demos}
     moves = int(np.prod(env.action_space.shape))
-    return learner(
+    made = learner(
         policy, env, **{**words, "replay_buffer_class": DemoReplayBuffer}, ent_coef=config.entropy,
         target_entropy=-moves / 2,
         policy_kwargs={
@@ -200,6 +203,8 @@ def make(
             "features_extractor_kwargs": {**reading.get("features_extractor_kwargs", {}), **inner},
         },
     )  # fmt: skip
+    made.alone = config.alone
+    return made
 
 
 CONFIG, DEMONSTRATIONS = RLPDConfig, True

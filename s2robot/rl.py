@@ -29,7 +29,7 @@ from s2robot import files, registry, seals
 from s2robot.adapters.features import fit_compression
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder
-from s2robot.errors import InvalidInput, UsageError, require
+from s2robot.errors import InvalidInput, S2RobotError, require
 from s2robot.frames import Frames
 from s2robot.interface import described
 from s2robot.rl_config import RLConfig
@@ -56,7 +56,7 @@ def learn(config: RLConfig, progress: Progress = lambda done, total, note: None)
     with _held(config, out):
         if (out / "policy" / "done").exists():
             return out
-        run = _Run(config, out)
+        run = Setup(config, out)
         model = run.model()
         model.set_logger(logger.Logger(None, []))
         before = sb3_state.restore(out / "checkpoints", model, run.worlds)
@@ -82,13 +82,13 @@ def _held(config: RLConfig, out: Path) -> Iterator[None]:
     files.sweep(out)
     try:
         yield
-    except UsageError:
-        if begins:
-            (out / "config.yaml").unlink()
+    except S2RobotError:
+        for name in ("config.yaml", EYES, INPUTS) if begins else ():
+            (out / name).unlink(missing_ok=True)
         raise
 
 
-class _Run:
+class Setup:
     """What one run is made of, in the order it is made."""
 
     def __init__(self, config: RLConfig, out: Path) -> None:
@@ -98,7 +98,7 @@ class _Run:
         self.task = registry.get_task(config.world.task, config.world.robot)
         self.dataset = _dataset(config)
         if self.dataset is not None:
-            self.episodes = sb3_demos.check_demos(self.dataset, config, self.task.action_names)
+            self.episodes = sb3_demos.check_demos(self.dataset, config, self.task.robot, self.task.action_names)
         self.cameras = tuple(
             config.world.cameras or (self.dataset.cameras if self.dataset is not None else self.task.cameras)
         )
@@ -259,6 +259,11 @@ def _dataset(config: RLConfig) -> DemoDataset | None:
             )
         if given and not wants:
             raise InvalidInput(f"{config.algorithm} makes no use of {option} (now {given}): leave it out")
+    if wants_prior and (config.sight.see, config.sight.kind) != ("features", "map"):
+        raise InvalidInput(
+            f"{config.algorithm} is shown maps of features, as its prior is: leave --see {config.sight.see} and"
+            f" --sight.kind {config.sight.kind} out"
+        )
     return DemoDataset(config.demos.path) if wants_demos else None
 
 

@@ -51,6 +51,7 @@ class SightConfig:
     kind: str = "map"  # of features: "map", "tokens" or "cls"
     components: int = 16  # kept of each scale; 0: all
     fit_frames: int = 128  # first observations that the compression is fitted to, where no demonstrations are given
+    readout: str = "attention"  # of maps: "attention" with expected places, or "conv"
     queries: int = 16  # of the read-out, a view
     size: int = 84  # of pixels: shorter side of the frames that the network reads
     shift: int = 4  # of pixels: DrQ's random shift in training

@@ -25,7 +25,7 @@ def small_run(out: Path, algorithm: str, see: str, task: str = "Lift", *words: s
     said = [
         "--out", str(out), "--steps", "160", "--checkpoint_every", "40", "--validate_every", "80", "--validate", "1",
         "--world.task", task, "--world.frame_size", "64", "--sight.see", see, "--sight.fit_frames", "4",
-        "--sight.components", "4", "--sight.queries", "2", "--sight.size", "48",
+        "--sight.components", "4", "--world.reward", "sparse", "--sight.queries", "2", "--sight.size", "48",
     ]  # fmt: skip
     made: Any = config.load(rl_schema(algorithm), None, [*said, *WORDS[algorithm], *words])
     kept: RLConfig = dataclasses.replace(made, encoder=EYE)

@@ -68,6 +68,19 @@ def test_an_episode_ends_by_time_or_success_and_rewards_say_which(reach: Worlds)
     assert info["is_success"] and not info["TimeLimit.truncated"] and info["seed"] == reach.first_seed + reach.begun - 2
 
 
+def test_a_task_that_rewards_success_alone_is_shaped_where_rewards_are_to_be_dense() -> None:
+    for reward, shaped in (("dense", True), ("sparse", False)):
+        worlds = make_worlds(WorldConfig(task="Lift", reward=reward), 0, "privileged")
+        worlds.reset()
+        rewards = np.array([step[1][0] for step in acted(worlds, 8, seed=0)])
+        assert (
+            (np.unique(rewards).size > 2 and (rewards > -4).all() and (rewards < 0).all())
+            if shaped
+            else not rewards.any()
+        )
+        worlds.close()
+
+
 def test_where_one_was_is_found_again(reach: Worlds) -> None:
     """Whatever happened in between: other seeds, other episodes."""
     reach.reset()
@@ -162,9 +175,9 @@ def test_an_ensemble_is_its_members() -> None:
         torch.testing.assert_close(values[k], (x @ ensemble.weights[2][k] + ensemble.biases[2][k])[:, 0])
     proposals = torch.randn(2, 6, 2)
     seen, picked = inputs[:, :3], pick(ensemble, inputs[:, :3], proposals)
-    mean = torch.stack([ensemble(torch.cat([seen, each], dim=1)).mean(dim=0) for each in proposals])
-    assert mean.argmax(dim=0).unique().tolist() == [0, 1]
-    torch.testing.assert_close(picked, proposals[mean.argmax(dim=0), torch.arange(6)])
+    best = torch.stack([ensemble(torch.cat([seen, each], dim=1)).amin(dim=0) for each in proposals]).argmax(dim=0)
+    assert best.unique().tolist() == [0, 1]
+    torch.testing.assert_close(picked, proposals[best, torch.arange(6)])
 
 
 def test_settings_outside_their_range_are_refused() -> None:

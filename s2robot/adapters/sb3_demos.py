@@ -77,17 +77,18 @@ class DemoReplayBuffer(FeatureReplayBuffer):
         )
 
 
-def check_demos(dataset: DemoDataset, config: RLConfig, moves: tuple[str, ...]) -> range:
-    """The episodes asked for, held against the task.
+def check_demos(dataset: DemoDataset, config: RLConfig, robot: str, moves: tuple[str, ...]) -> range:
+    """The episodes asked for, held against the task, its robot and the names of its actions.
 
     Raises:
-        InvalidInput: they are of another task, robot or action space, or fewer than asked for.
+        InvalidInput: they are of another task, robot or action space, or fewer than asked for, or their rewards are not
+            what the run asks for.
     """
     said, world, count = dataset.env_args, config.world, config.demos.count
     if said.get("task") not in (None, world.task):
         raise InvalidInput(f"{dataset.path} demonstrates {said['task']}, and the task is {world.task}")
-    if said.get("robot") and world.robot and said["robot"] != world.robot:
-        raise InvalidInput(f"{dataset.path} was recorded with {said['robot']}, and the robot is {world.robot}")
+    if said.get("robot") not in (None, robot):
+        raise InvalidInput(f"{dataset.path} was recorded with {said['robot']}, and the robot is {robot}: --world.robot")
     came = dataset.episode(0).actions.shape[1]
     if came != len(moves):
         raise InvalidInput(
@@ -101,6 +102,12 @@ def check_demos(dataset: DemoDataset, config: RLConfig, moves: tuple[str, ...]) 
         raise InvalidInput(
             f"world.execute is {world.execute}, demos.stride {config.demos.stride}: the end of a decision must be an"
             " encoded step, so the second must divide the first"
+        )
+    rewards = dataset.episode(0).rewards
+    if world.reward == "dense" and not ((rewards > 0) & (rewards < 1)).any():
+        raise InvalidInput(
+            f"{dataset.path} has rewards at success alone, and the run asks for dense ones: --reward sparse, or an"
+            " algorithm that takes no demonstrations"
         )
     return range(count or len(dataset))
 

@@ -79,7 +79,7 @@ class Sight:
         """Parts of `policy_kwargs`: the features extractor."""
         config = self.config
         if config.see == "features":
-            words: dict[str, Any] = {"kind": config.kind, "queries": config.queries}
+            words: dict[str, Any] = {"kind": config.kind, "readout": config.readout, "queries": config.queries}
             return {"features_extractor_class": S2FeaturesExtractor, "features_extractor_kwargs": words}
         if config.see == "pixels":
             words = {"shift": config.shift}

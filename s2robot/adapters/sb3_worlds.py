@@ -184,6 +184,7 @@ def make_worlds(config: WorldConfig, first_seed: int, see: str, cameras: tuple[s
     """The simulations of a run; of what is not seen nothing is drawn."""
     options: dict[str, Any] = {
         "fidelity": config.fidelity, "cameras": cameras or config.cameras or None, "frame_size": config.frame_size,
+        "shaped": config.reward == "dense",
     }  # fmt: skip
     if see == "privileged":
         options |= {"render_frames": False, "frame_size": 8, "extras": ("privileged",)}
