@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from s2robot.collect import CollectConfig, collect
 from s2robot.encoder import EncoderConfig
-from s2robot.launchers import LOCAL, Launcher
+from s2robot.launchers import HERE, Launcher
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.ray_launcher import RayLauncher
 from s2robot.rollouts import EvalConfig, evaluate
@@ -42,6 +43,9 @@ class Cluster:
         self.launcher = RayLauncher(self.real.address)
 
     def add(self, **what: int) -> Any:
+        for _ in range(2):  # Ray gives a node 30 s to start, which a busy machine may not
+            with contextlib.suppress(Exception):
+                return self.real.add_node(**(what or {"num_cpus": 1}))
         return self.real.add_node(**(what or {"num_cpus": 1}))
 
     def kill_one(self) -> None:
@@ -87,7 +91,7 @@ def outcome(folder: Path, policy: Path | None, launcher: Launcher, told: Callabl
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("local")
-    return folder, outcome(folder, None, LOCAL)
+    return folder, outcome(folder, None, HERE)  # as processes do: tests/test_rollouts.py, tests/test_store.py
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
@@ -100,7 +104,7 @@ def test_any_number_of_nodes_gives_the_bits_of_this_machine(
 def test_nodes_killed_in_the_middle_change_no_bit(
     local: tuple[Path, Any], cluster: Callable[[int], Cluster], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nodes, killed = cluster(3), []
+    nodes, killed = cluster(4), []
 
     def told() -> Told:
         here: list[int] = []
@@ -109,7 +113,6 @@ def test_nodes_killed_in_the_middle_change_no_bit(
             if done and not here:  # of each verb the first time that anything is done
                 here.append(done)
                 nodes.kill_one()
-                nodes.nodes.insert(0, nodes.add())
                 killed.append(done)
 
         return tell
