@@ -48,21 +48,22 @@ def pretrain(config: PretrainConfig, out: Path, progress: Progress = lambda done
     if config.threads:
         torch.set_num_threads(config.threads)
     device = ranks.find_device(config.device)
-    with ranks.joined(device) as here, _alone(out, here):
+    with ranks.joined(device) as here:
         if config.batch % (here.world * config.accumulate):
             raise InvalidInput(
                 f"--batch {config.batch} does not divide among {here.world} processes and --accumulate "
                 f"{config.accumulate} equal parts"
             )
-        footage = _prepare(config, out, here, progress)
-        state = pretrain_state.restore(config, out, device)
-        if here.world > 1:
-            places = [device] if device.type == "cuda" else None
-            state.shared = DistributedDataParallel(state.model, device_ids=places, broadcast_buffers=False)
-        _train(state, config, out, footage, here, progress)
-        if here.is_first:
-            pretrain_state.export(state, config, out)
-        here.wait()
+        with _alone(out, here):
+            footage = _prepare(config, out, here, progress)
+            state = pretrain_state.restore(config, out, device)
+            if here.world > 1:
+                places = [device] if device.type == "cuda" else None
+                state.shared = DistributedDataParallel(state.model, device_ids=places, broadcast_buffers=False)
+            _train(state, config, out, footage, here, progress)
+            if here.is_first:
+                pretrain_state.export(state, config, out)
+            here.wait()
     return pretrain_state.weights_file(config, out)
 
 

@@ -104,12 +104,14 @@ def hang(folder: Path, item: int) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+@pytest.mark.slow
 def test_workers_that_hang_are_started_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = [item for item, _ in workers.work(partial(Path, tmp_path), hang_once, range(6), 2, patience=8.0)]
+    found = [item for item, _ in workers.work(partial(Path, tmp_path), hang_once, range(6), 2, patience=15.0)]
     assert sorted(found) == list(range(6))
-    assert "No answer within 8 s" in caplog.text and "3" in caplog.text
+    assert "No answer within 15 s" in caplog.text and "3" in caplog.text
 
 
+@pytest.mark.slow
 def test_work_that_always_hangs_is_given_up_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "HANGS", 1)
     with pytest.raises(S2RobotError, match=r"with these under way: 7; 1 times now"):
