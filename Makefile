@@ -54,7 +54,7 @@ test: $(READY) ## all tests but those marked slow, gpu or faults
 test-all: $(READY) ## every test this machine can run but the faults
 	$(ONE_THREAD) $(BIN)/python -m pytest -m 'not faults' --numprocesses $(WORKERS) --dist loadfile
 
-test-faults: $(READY) ## injected faults: kills, full disks, damaged files, dead cameras; a table in runs/faults (an hour)
+test-faults: $(READY) ## injected faults: kills, full disks, damaged files, dead cameras; a table in runs/faults
 	$(ONE_THREAD) $(BIN)/python -m pytest -m faults --numprocesses 0 tests/faults
 
 check: $(READY) ## lint, format, types, sizes, known vulnerabilities

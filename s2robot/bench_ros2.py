@@ -31,7 +31,7 @@ from s2robot.statistics import quantiles
 
 Progress = Callable[[int, int, str], None]
 TOPIC = "/s2robot_bench/image_raw"
-START = 120.0  # seconds until the first features must have come
+START = 600.0  # seconds until the first features must have come, on a busy machine too
 DIRECT = 100  # frames encoded without ROS
 PICTURES = 8  # different frames, shown in turn
 

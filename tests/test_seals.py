@@ -83,6 +83,16 @@ def test_a_torch_file_is_held_against_the_sums_that_torch_does_not_look_at(tmp_p
     assert set(read_checkpoint(path)) == {"a"}
 
 
+def test_a_zip_that_cannot_be_opened_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.arange(9))
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 6] = 104  # a zip of version 10.4, which Python says it has not implemented
+    path.write_bytes(data)
+    with pytest.raises(CorruptFile, match=r"damaged .*version 10\.4.*Fetch"):
+        seals.check_zip(path, "Fetch it again")
+
+
 def test_what_pretraining_leaves_is_checked_when_it_goes_on(tmp_path: Path) -> None:
     weights = pretrain.pretrain(replace(TINY, name="small", steps=2), folder_with_frames(tmp_path / "run"))
     assert read_checkpoint(weights)

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.sim]
 
 Count = Callable[..., None]
 SCALE = float(os.environ.get("S2ROBOT_FAULTS_SCALE", "1"))
-SILENCE = 20.0  # after which a worker is taken to hang [s]
+SILENCE = 20.0  # after which a worker is taken to hang, or longer where a whole run takes as long [s]
 
 
 def test_a_lost_gl_context_costs_no_frame(lift_env: Any, count: Count) -> None:
@@ -81,7 +81,7 @@ def test_a_worker_that_hangs_is_replaced(name: str, made: Materials, tmp_path: P
         out = tmp_path / f"run-{number}"
         out.mkdir()
         verb.prepare(made, out)
-        process = start(_impatient, verb.words(made, out), log)
+        process = start(_impatient, max(SILENCE, 2 * seconds), verb.words(made, out), log)
         deadline, stopped = time.monotonic() + 2 * seconds, 0
         time.sleep(float(rng.uniform(0, 0.3)) * seconds)
         while not stopped and time.monotonic() < deadline and process.exitcode is None:
@@ -104,10 +104,10 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _impatient(words: list[str], log: Path) -> None:
+def _impatient(silence: float, words: list[str], log: Path) -> None:
     from s2robot import cli, workers
 
-    workers.PATIENCE = workers.LEAST = SILENCE
+    workers.PATIENCE = workers.LEAST = silence
     _say_into(log)
     sys.exit(cli.main(words))
 
