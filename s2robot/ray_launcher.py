@@ -220,9 +220,8 @@ def _connect(address: str | None) -> Any:
         settings = {"num_cpus": cores(), "include_dashboard": False} if address == "local" else {}
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise S2RobotError(
-                f"No Ray cluster answers at {address} ({' '.join(str(error).split())[:300]}). Start one:"
-                " ray start --head"
-            ) from error
+        except Exception as error:  # Ray has many, and a plain one for what did not start in time
+            what = "Ray did not start here" if address == "local" else f"No Ray cluster answers at {address}"
+            words = " ".join(str(error).split())[:300]
+            raise S2RobotError(f"{what} ({words}). Start one, and give its address: ray start --head") from error
     return ray
