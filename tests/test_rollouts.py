@@ -14,7 +14,7 @@ from s2robot import cli, files
 from s2robot.collect import SEEDS_PER_RUN, CollectConfig, Disturbance, _first_successes, collect, demonstrate
 from s2robot.encoder import EncoderConfig
 from s2robot.envs.bridge import RobosuiteEnv
-from s2robot.errors import InvalidInput
+from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.rollouts import (
     EVALUATION_SEED,
@@ -205,6 +205,13 @@ def test_the_best_snapshot_is_kept_beside_the_last(policy_folder: Path, tmp_path
             lines.write(row)
     select(run, config)
     assert files.read_json(run / "validation.json")["best"] == "last"
+
+
+def test_a_log_whose_lines_are_of_something_else_is_named(tmp_path: Path) -> None:
+    with files.JsonLines(tmp_path / "episodes.jsonl") as lines:
+        lines.write({"seed": 1, "success": True, "steps": 9, "reward": 1.0, "ms": {}, "colour": "blue"})
+    with pytest.raises(CorruptFile, match="a line is no episode.*colour"):
+        read_results(tmp_path / "episodes.jsonl")
 
 
 def test_an_evaluation_can_leave_a_page(policy_folder: Path, tmp_path: Path) -> None:
