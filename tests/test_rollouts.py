@@ -210,7 +210,7 @@ def test_the_best_snapshot_is_kept_beside_the_last(policy_folder: Path, tmp_path
 def test_a_log_whose_lines_are_of_something_else_is_named(tmp_path: Path) -> None:
     with files.JsonLines(tmp_path / "episodes.jsonl") as lines:
         lines.write({"seed": 1, "success": True, "steps": 9, "reward": 1.0, "ms": {}, "colour": "blue"})
-    with pytest.raises(CorruptFile, match="a line is no episode.*colour"):
+    with pytest.raises(CorruptFile, match=r"a line is no episode.*colour"):
         read_results(tmp_path / "episodes.jsonl")
 
 
