@@ -28,7 +28,8 @@ from s2robot.rollouts import make_env_for
 
 pytestmark = [pytest.mark.sim, pytest.mark.filterwarnings("ignore:You have specified a mini-batch")]
 ROOT = Path(__file__).resolve().parents[1]
-ARMS = [("sac", "pixels"), ("rlpd", "privileged"), ("ibrl", "features")]
+LONG = [pytest.param(*arm, marks=pytest.mark.slow) for arm in (("sac", "pixels"), ("rlpd", "privileged"))]
+ARMS = [("ibrl", "features"), *LONG]
 
 MVP = ["--sight.kind", "cls", "--sight.components", "0", "--learn.activation", "selu"]
 

@@ -114,7 +114,7 @@ def test_several_in_processes_are_found_again_though_their_pasts_differ() -> Non
     worlds.close()
 
 
-@pytest.mark.parametrize("reward", ["sparse", "dense"])
+@pytest.mark.parametrize("reward", ["sparse", pytest.param("dense", marks=pytest.mark.slow)])
 def test_demonstrations_are_transitions_that_the_simulation_repeats(tmp_path: Path, reward: str) -> None:
     """From the first look on, by the actions that were executed: the same states, the same rewards, the same end."""
     dataset = collect(CollectConfig("Reach", demos=2, frame_size=32, workers=1), tmp_path / "demos.hdf5")
