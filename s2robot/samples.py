@@ -28,7 +28,8 @@ from s2robot.stored import StoredEpisode
 
 Source = FeatureStore | Frames
 PIECE = 128  # rows read at once
-SHARE = 0.8  # of free memory that samples may take: training wants some too
+SPARE = 400 << 20  # bytes that reading a store and training take besides
+SHARE = 0.8  # of the rest of free memory that samples may take
 _log = logging.getLogger(__name__)
 
 
@@ -102,7 +103,7 @@ def _seen(source: Source, network: Any, count: int, scratch: Path) -> tuple[Tens
     shape, needed = (len(looks) * count, *one.shape[1:]), len(looks) * count * one.nbytes
     free = machine.free_memory()
     disk = None
-    if free is not None and needed > SHARE * free:
+    if free is not None and needed > SHARE * (free - SPARE):
         _log.warning(
             "What the policy sees of %d steps takes %.1f GB, and %.1f GB of memory are free: it is read from disk, in"
             " %s, which may be slower. Less: --encode.stride, --encode.versions, --train.demos; frames: --policy.size",
