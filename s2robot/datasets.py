@@ -266,6 +266,11 @@ class DemoDataset:
         with self._reading_episode(k):
             return PLACES[name] in self._group(k)
 
+    def about(self, k: int) -> tuple[Path, str, str]:
+        """What an error says of episode `k`: the file, the episode, the way out."""
+        remedy = f"Restore it from a copy, or make a clean file of the rest: {self._repair()}"
+        return self.path, f"episode {self._names[k]}", remedy
+
     def verify(self) -> None:
         """Read everything and hold every episode against its digest: a thorough check, after copying for instance.
 
@@ -314,8 +319,7 @@ class DemoDataset:
         return reading(self.path, what, "Restore it from a copy, or collect it again")
 
     def _reading_episode(self, k: int) -> contextlib.AbstractContextManager[None]:
-        remedy = f"Restore it from a copy, or make a clean file of the rest: {self._repair()}"
-        return reading(self.path, f"episode {self._names[k]}", remedy)
+        return reading(*self.about(k))
 
 
 def _length(demo: h5py.Group) -> int:

@@ -29,6 +29,7 @@ from s2robot.errors import S2RobotError
 from s2robot.files import explain_full_disk
 from s2robot.launchers import HERE, LOCAL, Launcher
 from s2robot.packed import PackedFrames
+from s2robot.parts import reading
 from s2robot.shards import shards
 
 if TYPE_CHECKING:
@@ -59,13 +60,15 @@ class Piece(NamedTuple):
     frames: bytes  # as `DemoDataset.packed` gives them
     augmentation: Augmentation
     version: int
+    about: tuple[Path, str, str]  # `DemoDataset.about`: a worker need not see the file to name it
 
     def __str__(self) -> str:
         return f"episode {self.episode}"
 
     def shown(self, rows: slice) -> NDArray[np.uint8]:
         """What an encoder is shown of these steps, (n, V, H, W, 3)."""
-        frames = PackedFrames(self.frames).frames(self.steps[rows])
+        with reading(*self.about):
+            frames = PackedFrames(self.frames).frames(self.steps[rows])
         return augment(frames, self.augmentation, self.version, self.episode)
 
 
@@ -107,7 +110,7 @@ def encode_episodes(
 
     def piece(k: int) -> Piece:
         steps = task.index["step"][first_rows[k] : first_rows[k + 1]]
-        return Piece(k, steps, dataset.packed(k), task.augmentation, task.version)
+        return Piece(k, steps, dataset.packed(k), task.augmentation, task.version, dataset.about(k))
 
     launcher, count = _who(task, episodes, workers)
     make = partial(_Worker, task.config, task.index["encoder_fingerprint"])

@@ -60,7 +60,11 @@ def test_the_shipped_file_is_the_default(state: State, tmp_path: Path, monkeypat
     with pytest.raises(CorruptFile, match="no such file"):
         load_backbone()
     safetensors.torch.save_file(state, tmp_path / "s2robot-tiny.safetensors")
-    assert torch.equal(load_backbone().model.pos_embed, state["pos_embed"])
+    with pytest.raises(CorruptFile, match="not the file that s2robot-tiny stands for"):
+        load_backbone()
+    monkeypatch.undo()
+    shipped = safetensors.torch.load_file(backbones.WEIGHTS_FOLDER / "s2robot-tiny.safetensors")
+    assert torch.equal(load_backbone().model.pos_embed, shipped["pos_embed"].float())
 
 
 def test_a_path_may_begin_at_home(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 from small_encoders import TOLERANCE, close, graph_cache, random_frames, small_encoder, small_vit, wrap
 from timm.models.vision_transformer import VisionTransformer
 
-from s2robot import graphs
+from s2robot import files, graphs
 from s2robot.backbones import FrozenViT
 from s2robot.encoder import Encoder
 from s2robot.errors import MissingExtra
@@ -65,7 +65,7 @@ def test_a_second_session_is_made_without_tracing(
     traced: bytes, graph_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "export", no_tracing)
-    files = set(graph_cache.iterdir())
+    there = set(graph_cache.iterdir())
     features()
     features(seed=1)  # other weights, the same graph
     before = torch.get_num_threads()
@@ -74,7 +74,7 @@ def test_a_second_session_is_made_without_tracing(
         features()
     finally:
         torch.set_num_threads(before)
-    assert set(graph_cache.iterdir()) == files
+    assert set(graph_cache.iterdir()) == there
 
 
 def test_the_kept_file_holds_no_weights(traced: bytes, cache: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_folder_is_the_one_asked_for(
         monkeypatch.delenv(name, raising=False)
     for name, value in variable.items():
         monkeypatch.setenv(name, value)
-    assert graphs.cache_folder() == Path(expected)
+    assert files.cache_folder() == Path(expected)
 
 
 # -- not mistaken ----------------------------------------------------------------------------------------------------

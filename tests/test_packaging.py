@@ -25,8 +25,8 @@ MOVED = ("configs", "envs", "policies")  # top-level folders that install inside
 SIMULATORS = {"lerobot", "mujoco", "rclpy", "robomimic", "robosuite", "stable_baselines3"}
 OPTIONAL = SIMULATORS | {"av", "msgpack", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorboard", "websockets"}
 CORE = {  # what `pip install s2robot` brings; everything else is an extra's
-    "draccus", "gymnasium", "h5py", "numpy", "packaging", "pillow", "pyyaml", "rich", "safetensors", "timm", "torch",
-    "torchvision",
+    "draccus", "fsspec", "gymnasium", "h5py", "numpy", "packaging", "pillow", "pyyaml", "rich", "safetensors", "timm",
+    "torch", "torchvision",
 }  # fmt: skip
 EXTEND = (
     "s2robot/adapters/lerobot_policy/",

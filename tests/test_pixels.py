@@ -170,14 +170,14 @@ def test_finetuning_begins_as_the_policy_on_frozen_features(dataset: DemoDataset
         assert torch.equal(networks[1].head.state_dict()[name], value)
 
 
-def test_eyes_learn_at_their_own_rate(dataset: DemoDataset) -> None:
+def test_eyes_learn_at_their_own_rate(dataset: DemoDataset, tmp_path: Path) -> None:
     network = _cnn(lr_eye=0.25)
     state = training._TrainState(network, TrainConfig(warmup=0.0, lr=1e-3))
     assert [len(group["params"]) for group in state.optimizer.param_groups] == [
         len(list(network.parameters())) - len(list(network.eye.parameters())),
         len(list(network.eye.parameters())),
     ]
-    samples = training.gather(dataset, Frames(dataset), network, range(4))
+    samples = training.gather(dataset, Frames(dataset), network, range(4), tmp_path)
     training._step(state, samples, torch.arange(8), TrainConfig(warmup=0.0, lr=1e-3))
     assert [group["lr"] for group in state.optimizer.param_groups] == pytest.approx([1e-3, 2.5e-4])
 

@@ -11,7 +11,7 @@ from small_encoders import small_encoder, wrap
 from small_scenes import Averager, SquareScenes, quiet, subject
 from torch import Tensor
 
-from s2robot import probe_subjects, registry
+from s2robot import files, probe_subjects, registry
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
 from s2robot.probe_data import ProbeData, ProbeDataConfig, load_data
@@ -80,6 +80,7 @@ def test_features_are_never_stale(data: ProbeData, tmp_path: Path) -> None:
     records = np.load(piece)
     records["frames"][3] = 255 - records["frames"][3]
     np.save(piece, records)
+    files.write_sum(piece, piece)
     other = load_data(data.config, tmp_path, quiet, 1)
     looker = Averager()
     part = encode_part(looker, other, quiet)

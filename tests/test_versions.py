@@ -218,7 +218,7 @@ def test_without_versions_nothing_is_different(dataset: DemoDataset, store: Feat
     weights = {name: (tmp_path / name / "policy.safetensors").read_bytes() for name in ("plain", "asked", "versions")}
     assert weights["plain"] == weights["asked"] != weights["versions"]
     network = training._network("bc-mlp", BCConfig(), dataset, plain, TINY, range(4))
-    samples = training.gather(dataset, plain, network, range(4))
+    samples = training.gather(dataset, plain, network, range(4), tmp_path)
     assert samples.versions == 1
     rows, device = torch.tensor([3, 0, 11]), torch.device("cpu")
     as_always = [getattr(samples, name)[samples.window[rows]] for name in Batch._fields]
