@@ -108,6 +108,8 @@ def unkilled(dataset: DemoDataset, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 def no_worker_stays() -> Iterator[None]:
     yield
+    for process in multiprocessing.active_children():  # told to end, it may still be on its way on a busy machine
+        process.join(timeout=20)
     assert multiprocessing.active_children() == []
 
 
