@@ -1,4 +1,4 @@
-"""One process at a time where a run writes: the second is told who the first is.
+"""One process at a time where something is written: the second is told who the first is, or waits for it.
 
 The lock is the system's own (flock) on a small file that says who holds it, so that of a process which is gone, killed
 or with its machine, nothing is left but the file, and that stops nobody.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import logging
 import os
 import shlex
 import socket
@@ -24,11 +25,12 @@ class Occupied(S2RobotError):
 
 
 @contextlib.contextmanager
-def alone(lock: Path, what: str) -> Iterator[None]:
+def alone(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock; the file goes when it is given back.
 
     Args:
         what: is written under it, for the message: a folder or file.
+        wait: until it is free, for work that whoever comes first does for all.
 
     Raises:
         Occupied: another process holds it; names the process, its machine and command.
@@ -45,7 +47,10 @@ def alone(lock: Path, what: str) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Occupied(_told(lock, what)) from None
+                if not wait:
+                    raise Occupied(f"{_told(lock, what)}. Wait until it ends, or write elsewhere (--out)") from None
+                logging.getLogger(__name__).warning("%s: waiting for it", _told(lock, what))
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             except OSError:  # a network file system without locks
                 break
             if _same(descriptor, lock):
@@ -84,4 +89,4 @@ def _told(lock: Path, what: str) -> str:
         who = f"process {said['process']} on {said['host']}, since {said['since']}: {command}"
     except (OSError, ValueError, KeyError, TypeError, IndexError):  # it is only now writing its name
         who = "another process"
-    return f"{what} is in use by {who}. Wait until it ends, or write elsewhere (--out)"
+    return f"{what} is in use by {who}"

@@ -17,10 +17,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import remote
+from s2robot import locks, remote
 from s2robot.augment import Augmentation
 from s2robot.datasets import DemoDataset
 from s2robot.encoding import Task, encode_episodes, half_bytes, refuse_to_start_in_a_starting_process
@@ -188,7 +186,7 @@ def _tell(progress: Progress, version: int, of: int, rows: int, total: int) -> N
 def _complete(task: Task, episodes: int, encode: Encode, progress: Progress | None) -> None:
     """Make a task's store, or what lacks of it."""
     task.folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(task.folder):
+    with locks.alone(task.folder / ".lock", str(task.folder), wait=True):  # who was first has done the work
         if not (task.folder / "done").is_file():
             sweep(task.folder)
             done = _prepare(task.folder, task.index)
@@ -311,25 +309,3 @@ def _corrupt(folder: Path, why: str) -> CorruptFile:
 
 def _remedy(folder: Path) -> str:
     return f"Delete the folder, it will be made again: rm -r {folder}"
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for another process that encodes the same, then go on: it will have done the work."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two at once would write the same bits twice
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.getLogger(__name__).warning("Another process is encoding into %s: waiting for it", folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError:  # a network file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)  # and with it the lock; a killed process loses it too
