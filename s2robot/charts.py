@@ -73,16 +73,17 @@ def line_chart_svg(series: Sequence[Series], title: str, x_label: str, y_label: 
 
 
 def mark_chart_svg(marks: Sequence[Mark], title: str, x_label: str, y_label: str) -> str:
-    """One value a mark, each with its interval and its name."""
+    """One value a mark, each with its interval and its name; colours go by the order given, not by place."""
     ends = [(mark.x, y) for mark in marks for y in (mark.low, mark.high)]
     axes = _Axes.around(ends, floor=0.0)
     parts = axes.svg(x_label, y_label)
     right, room = (LEFT + RIGHT) / 2, 8
-    for index, mark in enumerate(sorted(marks, key=lambda each: (each.x, each.y))):
+    for place, index in enumerate(sorted(range(len(marks)), key=lambda k: (marks[k].x, marks[k].y))):
+        mark = marks[index]
         x, y, colour = axes.x(mark.x), axes.y(mark.y), _colour(index)
         parts += [_whisker(axes, mark.x, mark.low, mark.high, colour), _disc(x, y, colour=colour)]
         at = (x + room, "start") if x < right else (x - room, "end")
-        parts.append(_text(at[0], y + (14 if index % 2 else -4), mark.name, at[1]))  # neighbours above and below
+        parts.append(_text(at[0], y + (14 if place % 2 else -4), mark.name, at[1]))  # neighbours above and below
     return _svg(title, parts)
 
 
@@ -132,6 +133,12 @@ class _Axes:
         parts.append(f'<path d="M{LEFT} {BOTTOM}H{RIGHT}" stroke="currentColor" stroke-opacity=".5"/>')
         parts += [_text(self.x(value), BOTTOM + 22, _number(value), "middle") for value in _ticks(*self.x_range)]
         return parts
+
+
+def as_file(svg: str) -> str:
+    """A chart that is no part of a page: alone it must say that it is SVG, and bring its own paper and ink."""
+    alone = 'xmlns="http://www.w3.org/2000/svg" style="background:#fff;color:#1b1f24"'
+    return svg.replace("<svg ", f"<svg {alone} ", 1)
 
 
 def _svg(title: str, parts: Sequence[str]) -> str:

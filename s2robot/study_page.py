@@ -45,7 +45,12 @@ def _answer(results: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     verdict = "not resolved"
     if less["resolved"]:
         verdict = "better" if less["difference"] > 0 else "worse"
-    return f"{_place(results, row)}: {_points(less)} against {first}, {verdict}."
+    return f"{_place(results, row)}: {_points(less)} against {first}, {verdict}{_p(less)}."
+
+
+def _p(less: Mapping[str, Any]) -> str:
+    """Of one training seed the exact test decides, which is stricter than the interval."""
+    return "" if less["p_value"] is None else f" (p = {less['p_value']:.2g})"
 
 
 def _place(results: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -63,7 +68,7 @@ def _success(results: Mapping[str, Any], rows: Rows) -> Html:
     cells = []
     for row in rows:
         less = row["less_first"]
-        verdict = "" if less is None else "resolved" if less["resolved"] else "not resolved"
+        verdict = "" if less is None else ("resolved" if less["resolved"] else "not resolved") + _p(less)
         cells.append([
             row["arm"],
             "" if row["level"] is None else f"{row['level']:g}",
