@@ -2,7 +2,8 @@
 
     s2robot rl curves docs/rl/reach-*.jsonl --title Reach --svg docs/images/rl-reach.svg
 
-Runs whose names differ in a last number alone are seeds of one arm, and counted together.
+Runs whose names differ in a last number alone are seeds of one arm, and a sample of it: its intervals are those of
+`s2robot compare`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from s2robot import command, files, statistics
-from s2robot.charts import Series, line_chart_svg
+import numpy as np
+
+from s2robot import command, compare, files
+from s2robot.charts import Series, as_file, line_chart_svg
 from s2robot.errors import InvalidInput
 
 KEPT = ("step", "validation_success", "validation_episodes", "validation_steps", "success", "return", "seconds")
@@ -37,7 +40,7 @@ def rl_curves(argv: Sequence[str]) -> int:
                 for row in rows:
                     lines.write(row)
     with files.atomic(options.svg) as temporary:
-        temporary.write_text(curves_svg(runs, options.title), encoding="utf-8")
+        temporary.write_text(as_file(curves_svg(runs, options.title)), encoding="utf-8")
     return 0
 
 
@@ -71,12 +74,17 @@ def _series(name: str, seeds: list[list[dict[str, Any]]]) -> Series:
     rates, lows, highs = [], [], []
     for step in at:
         found = [row for rows in seeds for row in rows if row["step"] == step]
-        wins = sum(round(row["validation_success"] * row["validation_episodes"]) for row in found)
-        n = sum(row["validation_episodes"] for row in found)
-        low, high = statistics.wilson(wins, n)
-        rates.append(100 * wins / n)
-        lows.append(100 * low)
-        highs.append(100 * high)
+        counts = {row["validation_episodes"] for row in found}
+        if len(counts) > 1:
+            raise InvalidInput(
+                f"Seeds of {name} have {sorted(counts)} rollouts a point; expected one --validate for all"
+            )
+        wins = np.array([round(row["validation_success"] * row["validation_episodes"]) for row in found])
+        # Which starts failed is not kept: taken as the same for all seeds, which makes intervals no narrower.
+        rate = compare.rate(compare.Arm(name, np.arange(counts.pop()) < wins[:, None]))
+        rates.append(100 * rate.rate)
+        lows.append(100 * rate.low)
+        highs.append(100 * rate.high)
     label = name if len(seeds) == 1 else f"{name} ({len(seeds)} seeds)"
     return Series(label, at, rates, lows, highs)
 

@@ -6,11 +6,14 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from s2robot import cli, files
-from s2robot.rl_curves import curves_svg, points
+from s2robot.charts import as_file
+from s2robot.errors import InvalidInput
+from s2robot.rl_curves import _series, curves_svg, points
 
 
 def run(folder: Path, name: str, wins: list[int], n: int = 20) -> Path:
@@ -38,7 +41,22 @@ def test_seeds_of_an_arm_are_one_line_as_far_as_all_have_come(tmp_path: Path) ->
     assert heights[1] < heights[0]  # 30 of 40: higher up
     again = {path.stem: points(path) for path in sorted(kept.iterdir())}
     assert list(again) == ["base-0", "s2-0", "s2-1"] and again["s2-0"] == points(one)
-    assert curves_svg({name: again[name] for name in ("s2-0", "s2-1", "base-0")}, "Reach") == text
+    assert as_file(curves_svg({name: again[name] for name in ("s2-0", "s2-1", "base-0")}, "Reach")) == text
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"  # or no browser shows it
+
+
+def test_seeds_that_differ_make_intervals_wider_than_their_rollouts_would() -> None:
+    def seed(rate: float) -> list[dict[str, Any]]:
+        return [{"step": 1, "validation_success": rate, "validation_episodes": 100}]
+
+    def spread(*rates: float) -> float:
+        series = _series("s2", [seed(rate) for rate in rates])
+        assert series.low is not None and series.high is not None
+        return series.high[0] - series.low[0]
+
+    assert spread(0.2, 0.8, 0.5) > 1.5 * spread(0.5, 0.5, 0.5)
+    with pytest.raises(InvalidInput, match="one --validate for all"):
+        _series("s2", [seed(0.5), [{"step": 1, "validation_success": 0.5, "validation_episodes": 20}]])
 
 
 def test_runs_without_a_curve_are_refused(tmp_path: Path, capsys: Any) -> None:
