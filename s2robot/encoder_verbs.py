@@ -16,7 +16,7 @@ from rich.table import Table
 
 from s2robot import bench_rl, command, env_verbs, files, progress, registry, ros2_verb, serve_verb
 from s2robot import config as configuration
-from s2robot.errors import InvalidInput
+from s2robot.errors import InvalidInput, UsageError
 
 _SHORT = {"scales": "encoder.scales", "sizes": "encoder.sizes", "engine": "encoder.engine"}
 _SHORT |= {"precision": "encoder.precision", "grid": "encoder.grid", "checkpoint": "encoder.checkpoint"}
@@ -96,8 +96,11 @@ def _bench_cost(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, scales="encoder.scales", sizes="encoder.sizes", grid="encoder.grid")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(CostConfig, None, command.overrides(options, rest)).encoder
+    words = command.overrides(options, rest)
+    config = configuration.load(CostConfig, None, words).encoder
     names = (options.encoder or config.name).split(",")
+    if options.paper and (options.encoder or words):
+        raise UsageError("--paper counts the paper's own encoders and sizes: leave out everything else")
     rows = against_paper() if options.paper else [cost(dataclasses.replace(config, name=name)) for name in names]
     if options.json:
         print(json.dumps(rows, indent=2))
