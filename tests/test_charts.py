@@ -7,7 +7,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from s2robot.charts import BOTTOM, LEFT, MOST_POINTS, RIGHT, TOP, Dot, Series, dot_chart_svg, line_chart_svg
+from s2robot.charts import (
+    BOTTOM,
+    LEFT,
+    MOST_POINTS,
+    RIGHT,
+    TOP,
+    Dot,
+    Mark,
+    Series,
+    dot_chart_svg,
+    line_chart_svg,
+    mark_chart_svg,
+)  # fmt: skip
 
 HOSTILE = '</text><script>alert("x")</script>&'
 
@@ -91,3 +103,14 @@ def test_every_word_is_escaped() -> None:
     for svg in (line, dots):
         assert "<script" not in svg
         assert HOSTILE in words(svg)
+
+
+def test_a_mark_keeps_its_colour_wherever_it_lies() -> None:
+    """Two charts of the same arms, one over cost and one over rate, are read side by side."""
+
+    def colours(xs: tuple[float, float]) -> list[str]:
+        svg = mark_chart_svg([Mark(x, 50, 40, 60, name) for x, name in zip(xs, "ab", strict=True)], "t", "x", "y")
+        circles = [element for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("circle")]
+        return [each.attrib["style"] for each in sorted(circles, key=lambda each: float(each.attrib["cx"]))]
+
+    assert colours((1, 2)) == colours((2, 1))[::-1]
