@@ -3,6 +3,7 @@
     s2robot compare runs/a runs/b                                    one run an arm
     s2robot compare s2=runs/a0,runs/a1,runs/a2 base=runs/b0,runs/b1,runs/b2     three training seeds an arm
     s2robot compare runs/s2 runs/base                                the same, of `train --seeds`
+    s2robot compare runs/s2                                          its rate over training seeds, with the interval
 
 What an arm does on a seed is compared with what the others do on that seed, so that a hard start counts for no one.
 With one run an arm, difference and verdict are `statistics.paired_difference`'s. With several, the runs are a sample
@@ -64,13 +65,13 @@ class Versus:
 
 
 def compare(words: Sequence[str], log: str = "") -> dict[str, Any]:
-    """Read the arms' logs and hold them against each other, and all against the first.
+    """Read the arms' logs and hold all against the first; of one alone, how often it succeeds.
 
     Raises:
-        InvalidInput: fewer than two arms, a run that was never evaluated, no seeds in common, arms of unequal size.
+        InvalidInput: no arm, a run that was never evaluated, no seeds in common, arms of unequal size.
     """
-    if len(words) < 2:
-        raise InvalidInput(f"{len(words)} arm given; expected two or more: s2robot compare runs/a runs/b")
+    if not words:
+        raise InvalidInput("No arm given; expected one or more: s2robot compare runs/a runs/b")
     logs = [(name, [_read(Path(run), log) for run in runs]) for name, runs in map(_parse, words)]
     if len({len(runs) for _, runs in logs}) > 1:
         sizes = ", ".join(f"{name}: {len(runs)}" for name, runs in logs)

@@ -166,7 +166,8 @@ def do_eval(argv: Sequence[str]) -> int:
         print(json.dumps(results[0] if len(results) == 1 else {"runs": results, "mean": _mean(results)}))
     elif len(results) > 1:
         console.print(
-            f"mean of {len(results)} runs: {100 * _mean(results):.1f} %; its interval: s2robot compare", highlight=False
+            f"mean of {len(results)} runs: {100 * _mean(results):.1f} %; its interval: s2robot compare {options.run}",
+            highlight=False,
         )
     return 0
 

@@ -97,10 +97,18 @@ def test_impossible_differences_are_refused(bad: tuple[float, float]) -> None:
         episodes_to_resolve(*bad)
 
 
+def test_one_arm_alone_says_how_often_it_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / "arm" / f"seed-{k}", [True] * (9 - k) + [False] * (1 + k)) for k in range(3)]
+    found = compare([str(tmp_path / "arm")])
+    assert found["arms"][0]["by_run"] == (0.9, 0.8, 0.7) and found["against_first"] == []
+    assert main(["compare", ",".join(map(str, runs))]) == 0
+    assert "24 of 30" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_refused_with_what_to_do(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", [True] * 5), write_run(tmp_path / "b", [True] * 5, first=900)
     for words, said in (
-        ([a], "two or more"),
+        ([], "one or more"),
         ([a, b], "same --seed"),
         ([f"{a},{a}", b], "different numbers of runs"),
         ([a, "x="], "names no run"),
