@@ -127,4 +127,4 @@ def test_the_verb_prints_a_table_and_json(tmp_path: Path, capsys: pytest.Capture
     assert "10 of 20" in said and "+50.0 points" in said and "resolved" in said
     assert main(["compare", f"old={a}", f"new={b}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["arms"][1]["name"] == "new"
-    assert main(["compare", a]) == 2
+    assert main(["compare", a, a + "nowhere"]) == 2
