@@ -21,7 +21,7 @@ from verbs import VERBS, Verb
 
 pytestmark = [pytest.mark.faults, pytest.mark.sim]
 
-KILLS = {"collect": 14, "encode": 24, "train": 28, "pretrain": 20, "eval": 14, "study": 10}
+KILLS = {"collect": 14, "encode": 24, "train": 28, "pretrain": 20, "eval": 14, "study": 10, "rl": 12}
 SCALE = float(os.environ.get("S2ROBOT_FAULTS_SCALE", "1"))  # a share of them, to try the suite itself
 A_RUN = 7  # kills, then it may finish
 

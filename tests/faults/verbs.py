@@ -1,7 +1,4 @@
-"""The long verbs at their smallest, and what of their results must be the same bits whatever happened on the way.
-
-`train --rl` or whatever reinforcement learning's verb will be called: a `Verb` more in `VERBS`.
-"""
+"""The long verbs at their smallest, and what of their results must be the same bits whatever happened on the way."""
 
 from __future__ import annotations
 
@@ -60,6 +57,14 @@ def _study(made: Materials, out: Path) -> list[str]:
     return ["study", str(made.study), "--data", str(made.dataset), "--out", str(out)]
 
 
+def _rl(made: Materials, out: Path) -> list[str]:
+    words = ["rl", "Reach", "--out", str(out), "--algorithm", "sac", "--steps", "240", "--validate_every", "120"]
+    words += ["--validate", "1", "--checkpoint_every", "40", "--world.cameras", "agentview", "--world.frame_size", "64"]
+    words += ["--sight.fit_frames", "4", "--sight.components", "4", "--sight.queries", "2", "--learn.starts", "6"]
+    words += ["--learn.batch", "8", "--learn.buffer", "40", "--learn.widths", "16"]
+    return words + [word.replace("--", "--encoder.") for word in EYE_WORDS]
+
+
 def _bytes(out: Path, *patterns: str) -> Result:
     """sha256 of every file that one of the patterns finds."""
     paths = [path for pattern in patterns for path in sorted(out.glob(pattern)) if path.is_file()]
@@ -96,6 +101,12 @@ def _pretrained(out: Path) -> Result:
     return found | {"state": digest.hexdigest(), "metrics": _lines(out / "metrics.jsonl", "step", timed)}
 
 
+def _learned(out: Path) -> Result:
+    made = _bytes(out, "policy/*.safetensors", "best/policy/*.safetensors", "eyes.safetensors", "policy/done")
+    left = sorted(path.name for path in out.iterdir() if path.name not in ("tensorboard", ".lock"))
+    return made | {"left": left, "metrics": _lines(out / "metrics.jsonl", "step", ("seconds",))}
+
+
 def _evaluated(out: Path) -> Result:
     return {"episodes": _lines(out / "run/episodes-fast.jsonl", "seed", ("ms",))}
 
@@ -118,5 +129,6 @@ VERBS = {
         Verb("pretrain", _pretrain, _pretrained),
         Verb("eval", _evaluate, _evaluated, _copy_run),
         Verb("study", _study, _studied),
+        Verb("rl", _rl, _learned),
     )
 }
