@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from s2robot.errors import InvalidInput, UnknownName
 
-ACTIONS = ("ignore", "report", "hold", "stop")
+ACTIONS = ("ignore", "report", "hold", "stop")  # each stricter than the one before
 FEWEST = 3  # looks at the same pixels that make a camera frozen: two may be one frame asked for twice
 
 
@@ -71,10 +71,11 @@ class CameraWatch:
 
     def saw(self, frame: NDArray[np.uint8]) -> None:
         """The next frame, (H, W, 3)."""
-        kind, self.fault = self._judge(frame)
-        self._action = getattr(self.config, kind) if kind else "ignore"
-        if kind:
+        faults = self._judge(frame)
+        for kind in faults:
             self.found[kind] += 1
+        worst = max(faults, key=lambda kind: ACTIONS.index(getattr(self.config, kind)), default="")
+        self._action, self.fault = (getattr(self.config, worst), faults[worst]) if worst else ("ignore", "")
         if self._action == "stop":
             self._stopped = self._stopped or self.fault
         if self._action == "ignore":
@@ -87,14 +88,16 @@ class CameraWatch:
             return f"stopped until reset: {self._stopped}"
         return self.fault if self._action == "hold" else ""
 
-    def _judge(self, frame: NDArray[np.uint8]) -> tuple[str, str]:
+    def _judge(self, frame: NDArray[np.uint8]) -> dict[str, str]:
+        """What is wrong, in words; a camera may be blank and frozen."""
         now, seen = self._clock(), (zlib.crc32(np.ascontiguousarray(frame).data), frame.shape)
         if seen != self._last:
             self._last, self._since, self._same = seen, now, 0
         self._same += 1
+        faults: dict[str, str] = {}
         low, high = int(frame.min(initial=255)), int(frame.max(initial=0))
         if high - low <= self.config.blank_range:
-            return "blank", f"the frames of {self.name} are blank (all pixels from {low} to {high})"
+            faults["blank"] = f"the frames of {self.name} are blank (all pixels from {low} to {high})"
         if self._same >= FEWEST and now - self._since >= self.config.frozen_after:
-            return "frozen", f"the frames of {self.name} have been the very same for {now - self._since:.1f} s"
-        return "", ""
+            faults["frozen"] = f"the frames of {self.name} have been the very same for {now - self._since:.1f} s"
+        return faults

@@ -1,10 +1,10 @@
 """Durable writing: a file is the old one or the new one, never half of either.
 
-    with atomic(path) as temporary:        # <path>.tmp-<pid>, beside the target
+    with atomic(path) as temporary:        # <path>.tmp-<machine>-<pid>, beside the target
         temporary.write_bytes(data)        # flushed to disk and renamed on success, removed on any failure
 
-A kill in the middle leaves a `*.tmp-<pid>`; `sweep(folder)` removes those of dead processes. A full disk
-becomes `OutOfSpace`, however the library that met it worded the news.
+A kill in the middle leaves a `*.tmp-<machine>-<pid>`; `sweep(folder)` removes those of dead processes of this
+machine. A full disk becomes `OutOfSpace`, however the library that met it worded the news.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,8 @@ _FULL_WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|\d+ requested and \d+ written"
     r"|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+"
 )
-_LEFTOVER = re.compile(r"\.tmp-(\d+)$")
+_HERE = re.sub(r"[^\w.-]", "_", socket.gethostname())
+_LEFTOVER = re.compile(r"\.tmp-(?:(?P<machine>.+)-)?(?P<process>\d+)$")  # older versions named no machine
 _in_use: set[Path] = set()  # this process's open temporaries: a container reuses pid 1, so the pid alone cannot tell
 
 
@@ -67,7 +69,7 @@ def _to_be(path: str | Path, remove: Callable[[Path], None]) -> Iterator[Path]:
     """A temporary path that becomes `path`, or is removed."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_of(path)
     _in_use.add(temporary)
     try:
         with explain_full_disk(path):
@@ -80,6 +82,11 @@ def _to_be(path: str | Path, remove: Callable[[Path], None]) -> Iterator[Path]:
         flush_folder(path.parent)
     finally:
         _in_use.discard(temporary)
+
+
+def temporary_of(path: Path) -> Path:
+    """What this process calls a thing beside `path` that is yet to become it, or is to go; see `sweep`."""
+    return path.with_name(f"{path.name}.tmp-{_HERE}-{os.getpid()}")
 
 
 @contextlib.contextmanager
@@ -217,11 +224,16 @@ def write_sum(path: Path, content: Path) -> None:
 
 
 def sweep(folder: str | Path) -> list[Path]:
-    """Remove the `*.tmp-<pid>` files and folders that killed processes of this machine left in `folder`."""
+    """Remove the temporary files and folders that killed processes of this machine left in `folder`.
+
+    Those of other machines on a shared disk may be in use.
+    """
     removed = []
     for path in sorted(Path(folder).absolute().glob("*.tmp-*")):
         match = _LEFTOVER.search(path.name)
-        if match is None or path in _in_use or _is_another_alive(int(match[1])):
+        if match is None or path in _in_use or match["machine"] not in (None, _HERE):
+            continue
+        if _is_another_alive(int(match["process"])):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from s2robot import files
 from s2robot.errors import S2RobotError
 
 
@@ -40,8 +41,7 @@ def alone(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _open(lock)
     try:
         while True:
             try:
@@ -55,8 +55,8 @@ def alone(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
                 break
             if _same(descriptor, lock):
                 break
-            os.close(descriptor)  # the holder before gave it back just now, and its file with it
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            gone, descriptor = descriptor, _open(lock)  # the holder before gave it back just now, and its file with it
+            os.close(gone)
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.truncate(descriptor, 0)
             os.write(descriptor, _holder().encode())
@@ -67,6 +67,15 @@ def alone(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
                 lock.unlink()
     finally:
         os.close(descriptor)
+
+
+def _open(lock: Path) -> int:
+    try:
+        with files.explain_full_disk(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise S2RobotError(f"{lock.parent} cannot be written: {error.strerror or error}. Write elsewhere") from error
 
 
 def _same(descriptor: int, lock: Path) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import zlib
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from s2robot.episodes import FIELDS, Episode
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
-from s2robot.files import atomic, is_full_disk, plain, read_json, sweep, write_json
+from s2robot.files import atomic, is_full_disk, plain, read_json, sweep, temporary_of, write_json
 
 HDF5_FORMAT: dict[str, Any] = {"libver": ("v110", "v110")}  # read by HDF5 >= 1.10 (2016); its metadata has checksums
 PLACES = {name: name for name in FIELDS if name != "frames"} | {
@@ -118,7 +117,7 @@ class EpisodeParts:
 
     def remove(self) -> None:
         """Remove all parts; the folder goes in one move, so a kill in here leaves no half of a collection."""
-        doomed = self.folder.with_name(f"{self.folder.name}.tmp-{os.getpid()}")
+        doomed = temporary_of(self.folder)
         self.folder.replace(doomed)
         shutil.rmtree(doomed)
 

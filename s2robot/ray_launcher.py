@@ -161,7 +161,8 @@ class _Crew:
             return
         self._dismiss(actor)
         self.stillborn += 1
-        if self.stillborn >= TRIES and not (self.starting or self.idle or self.busy):
+        _log.warning("A worker died before it was ready. %s", error)
+        if self.stillborn >= TRIES + len(self.starting) and not (self.idle or self.busy):  # others take their places
             raise S2RobotError(f"{self.stillborn} workers in a row died before they were ready. The last: {error}")
 
     def _get(self, reference: Any) -> tuple[Outcome | None, str]:

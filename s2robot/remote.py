@@ -18,7 +18,9 @@ from typing import Any
 from s2robot import files
 from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
 
-TELLS = ("name", "size", "ETag", "etag", "LastModified", "mtime", "created")  # what shows that a file is another now
+# What shows that a file is another now, in the words of S3, HTTP, Google's and Azure's stores, SFTP and disks.
+_TIMES = ("LastModified", "Last-Modified", "last_modified", "modified", "mtime", "updated", "created")
+TELLS = ("name", "size", "ETag", "etag", "Content-MD5", *_TIMES)
 
 
 def is_remote(path: str | Path) -> bool:
@@ -101,7 +103,7 @@ def _reaching(address: str) -> Iterator[tuple[Any, str]]:
     scheme = address.partition("://")[0]
     try:
         yield url_to_fs(address)
-    except (S2RobotError, KeyboardInterrupt):
+    except S2RobotError:
         raise
     except ImportError as error:
         if scheme in ("s3", "s3a"):

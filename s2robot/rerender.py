@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from s2robot import registry, workers
+from s2robot import locks, registry, workers
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
 from s2robot.errors import InvalidInput, OutOfSpace, S2RobotError, UnknownName
 from s2robot.machine import versions
@@ -55,8 +55,14 @@ def render(
 
     Raises:
         S2RobotError: not one episode could be drawn.
+        Occupied: another process draws it.
     """
-    source, path = Path(source), Path(path)
+    path = Path(path)
+    with locks.alone(path.with_name(f".{path.name}.lock"), str(path)):
+        return _render(Path(source), path, config, progress)
+
+
+def _render(source: Path, path: Path, config: RenderConfig, progress: Progress) -> Rendered:
     dataset = StateDataset(source)
     if path.exists():
         raise InvalidInput(f"{path} is there already. Draw into another file, or remove it: rm {path}")

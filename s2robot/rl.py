@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from s2robot import config as configuration
-from s2robot import files, registry, seals
+from s2robot import files, locks, registry, seals
 from s2robot.adapters.features import fit_compression
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder
@@ -34,6 +34,7 @@ from s2robot.frames import Frames
 from s2robot.interface import described
 from s2robot.rl_config import RLConfig
 from s2robot.store import encode_dataset
+from s2robot.training import SUM as WEIGHTS_SUM
 from s2robot.types import FRAMES
 
 Progress = Callable[[int, int, str], None]
@@ -44,6 +45,7 @@ def learn(config: RLConfig, progress: Progress = lambda done, total, note: None)
     """Learn into `config.out`, or go on there; return the folder.
 
     Raises:
+        Occupied: another process learns there.
         InvalidInput: the folder holds a run with other settings, or demonstrations do not fit, or memory does not hold
             the replay buffer.
         CheckpointMismatch: the encoder's weights are others than when the run began.
@@ -77,15 +79,16 @@ def learn(config: RLConfig, progress: Progress = lambda done, total, note: None)
 @contextlib.contextmanager
 def _held(config: RLConfig, out: Path) -> Iterator[None]:
     """The folder is this run's; one that could not begin leaves no settings that bind the next."""
-    begins = not (out / "config.yaml").exists()
-    configuration.keep(dataclasses.replace(config, out="."), out)
-    files.sweep(out)
-    try:
-        yield
-    except S2RobotError:
-        for name in ("config.yaml", EYES, INPUTS) if begins else ():
-            (out / name).unlink(missing_ok=True)
-        raise
+    with locks.alone(out / ".lock", str(out)):
+        begins = not (out / "config.yaml").exists()
+        configuration.keep(dataclasses.replace(config, out="."), out)
+        files.sweep(out)
+        try:
+            yield
+        except S2RobotError:
+            for name in ("config.yaml", EYES, INPUTS) if begins else ():
+                (out / name).unlink(missing_ok=True)
+            raise
 
 
 class Setup:
@@ -143,7 +146,8 @@ class Setup:
         folder.mkdir(parents=True, exist_ok=True)
         with files.atomic(folder / "policy.safetensors") as temporary:
             save_file({key: value.clone().contiguous() for key, value in network.state_dict().items()}, str(temporary))
-        files.write_json(folder / "policy.json", description)
+        digest = seals.digest(folder / "policy.safetensors")
+        files.write_json(folder / "policy.json", {**description, WEIGHTS_SUM: digest})
 
     def _hold(self) -> None:
         """What the config only names is what it was when the run began.

@@ -7,7 +7,6 @@ little ahead, so that they are there when they are read.
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ class OnDisk:
         count = int(torch.Size(shape).numel())
         size = count * dtype.itemsize
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"seen.tmp-{os.getpid()}"
+        path = files.temporary_of(folder / "seen")
         try:
             files.reserve(path, size)  # a map that meets a full disk kills the process
             with path.open("r+b") as file:

@@ -23,7 +23,8 @@ from typing import Any
 from s2robot.errors import CorruptFile
 
 KEY = "crc32"
-_SUM = re.compile(r"([0-9a-f]{64})( [ *].*)?\s*", re.DOTALL)
+# As sha256sum writes it (a backslash before odd names), as BSD's sha256 and openssl do, or the sum alone.
+_SUM = re.compile(r"\\?([0-9a-f]{64})( [ *].*)?\s*|sha2?-?256 ?\(.*\) ?= ?([0-9a-f]{64})\s*", re.DOTALL | re.IGNORECASE)
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,11 +61,11 @@ def check_sum(path: Path, remedy: str) -> None:
     beside = sum_file(path)
     if not beside.is_file():
         return
-    found = _SUM.fullmatch(beside.read_bytes()[:4096].decode(errors="replace"))
+    found = _SUM.fullmatch(beside.read_bytes()[:4096].decode("utf-8-sig", errors="replace"))
     if not found:
         raise CorruptFile(beside, "it holds no sum", f"Make it again (sha256sum {path.name}), or delete it.")
     about = path.stat()
-    if _digest(path, about.st_mtime_ns, about.st_size) != found[1]:
+    if _digest(path, about.st_mtime_ns, about.st_size) != (found[1] or found[3]).lower():
         raise CorruptFile(path, f"it is not the file that {beside.name} was made of", remedy)
 
 

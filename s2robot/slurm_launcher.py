@@ -80,17 +80,22 @@ class SlurmLauncher:
         try:
             while pieces.draw(1) or jobs:
                 while len(jobs) < most and pieces.draw(self.pieces):
-                    asked = [pieces.waiting.popleft() for _ in range(min(self.pieces, len(pieces.waiting)))]
+                    # One that may have taken a job with it goes alone: others are not to be lost with it again.
+                    together = 1 if pieces.waiting[0].lost else min(self.pieces, len(pieces.waiting))
+                    asked = [pieces.waiting.popleft() for _ in range(together)]
                     with one_thread_environment():  # jobs inherit it
                         jobs[executor.submit(_answer, make, answer, [piece.item for piece in asked])] = asked
                 for job in [job for job in jobs if job.done()]:
                     asked = jobs.pop(job)
                     if error := job.exception():
+                        _remove(job)
                         why = f"Job {job.job_id}: {' '.join(str(error).split())[:200]}"
                         for piece in reversed(asked):
                             pieces.again(piece, why)
                         continue
-                    for piece, outcome in itertools.zip_longest(asked, job.result()):
+                    outcomes = job.result()
+                    _remove(job)
+                    for piece, outcome in itertools.zip_longest(asked, outcomes):
                         yield piece.item, outcome.value()
                 time.sleep(POLL)
         finally:
@@ -100,12 +105,22 @@ class SlurmLauncher:
 
     def _executor(self, cpus: int) -> Any:
         submitit = require("submitit", extra="slurm", purpose="--launcher slurm")
+        self.folder.mkdir(
+            mode=0o700, parents=True, exist_ok=True
+        )  # what lies there is pickled: who writes it runs code
         try:
             executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
             executor.update_parameters(cpus_per_task=cpus, **self.parameters)
         except (RuntimeError, NameError, ValueError, TypeError) as error:
             raise InvalidInput(f"--launcher slurm: {' '.join(str(error).split())}") from error
         return executor
+
+
+def _remove(job: Any) -> None:
+    """What travelled: the answers of ten thousand pieces would fill the disk. Logs stay."""
+    for path in (job.paths.submitted_pickle, job.paths.result_pickle):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _answer(make: Callable[[], Any], answer: Callable[[Any, Any], Any], items: list[Any]) -> list[Outcome]:

@@ -15,6 +15,7 @@ seed: after the first third there is an answer, if a rough one.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +29,7 @@ from s2robot import files, locks, progress, registry, remote
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.demo import DemoConfig, run_schema, source_of
-from s2robot.errors import InvalidInput, UnknownName
+from s2robot.errors import InvalidInput, S2RobotError, UnknownName
 from s2robot.launchers import HERE, LOCAL, Launcher
 from s2robot.rerender import RenderConfig, render
 from s2robot.rollouts import EvalConfig, evaluate
@@ -102,6 +103,7 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
         InvalidInput: a value of the wrong type.
     """
     tree = configuration.read(source)
+    _check(tree, source)
     known = [each.name for each in dataclasses.fields(StudyConfig)]
     for key in tree:
         if key not in known:
@@ -113,6 +115,23 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
     tree["arms"] = {name: written[name] or {} for name in chosen.get("arms") or written}
     tree |= {name: tuple(value) for name in LISTS if (value := chosen.get(name) or tree.get(name))}
     return StudyConfig(**{**tree, "given": configuration.planted(overrides, DemoConfig)})
+
+
+def _check(tree: dict[str, Any], source: str) -> None:
+    """A study is often written by hand: what YAML makes of it is said here, not met somewhere else."""
+    arms = tree.get("arms") or {}
+    mappings = {"run": tree.get("run"), "arms": arms}
+    mappings |= {f"arms.{name}": arm for name, arm in arms.items()} if isinstance(arms, dict) else {}
+    for name, value in mappings.items():
+        if not isinstance(value or {}, dict):
+            raise InvalidInput(f"{name} in {source} is {value!r}; expected keys and their values")
+    for name in LISTS:
+        value = tree.get(name) or []
+        if not isinstance(value, list) or len(set(map(str, value))) < len(value):
+            raise InvalidInput(f"{name} in {source} is {value!r}; expected a list, each of it once, as [0, 1, 2]")
+    for name in arms:
+        if not re.fullmatch(r"\w[\w.+-]*", str(name)):  # it becomes a folder
+            raise InvalidInput(f"{source} has an arm {name!r}; expected letters, digits, and . + - _ between them")
 
 
 def cells(study: StudyConfig) -> Iterator[Cell]:
@@ -152,6 +171,7 @@ def _run_study(
 ) -> Path:
     _keep(study, out)
     dataset = _demonstrations(every[0].config, out, console, data, launcher)
+    _same_demonstrations(dataset, out)
     seen = _as_seen(every, dataset, out, console)
     done = _one_by_one if launcher is LOCAL else partial(_elsewhere, launcher)
     for number, name in enumerate(done(every, seen, study.shifts, out, console), start=1):
@@ -238,10 +258,24 @@ def _as_seen(every: Sequence[Cell], dataset: DemoDataset, out: Path, console: Co
     for config in (cell.config.collect for cell in every if cell.config.collect.frame_size not in seen):
         path = out / f"demos-{config.frame_size}px.hdf5"
         if not path.exists():
+            how = RenderConfig(frame_size=config.frame_size, workers=config.workers)
             with progress.bar(f"draw at {config.frame_size} px", console) as report:
-                render(dataset.path, path, RenderConfig(frame_size=config.frame_size, workers=config.workers), report)
-        seen[config.frame_size] = DemoDataset(path)
+                render(dataset.path, path, how, report)
+        drawn = seen[config.frame_size] = DemoDataset(path)
+        if list(drawn.lengths) != list(dataset.lengths):
+            raise S2RobotError(
+                f"{path} has {len(drawn)} episodes, not the {len(dataset)} of {dataset.address}: an arm would learn"
+                f" from others. Why some cannot be drawn: s2robot render {dataset.address} --out another.hdf5"
+            )
     return seen
+
+
+def _same_demonstrations(dataset: DemoDataset, out: Path) -> None:
+    """Later runs learn from what the first did."""
+    path = out / "results.json"
+    known = files.read_json(path)["dataset"].get("fingerprint") if path.exists() else None
+    if known not in (None, dataset.fingerprint[:16]):
+        raise InvalidInput(f"{out} holds a study of other demonstrations than {dataset.address}. Choose another --out")
 
 
 def _demonstrations(

@@ -44,7 +44,11 @@ def tabulate(study: StudyConfig, cells: Sequence[Cell], dataset: DemoDataset, ou
                     rows.append({**where, **_rate(name, found), "less_first": _versus(name, found, first)})
     return {
         **{name: getattr(study, name) for name in ("title", "question", "vary", "seeds")},
-        "dataset": {"demonstrations": len(dataset), "task": dataset.env_args.get("task")},
+        "dataset": {
+            "demonstrations": len(dataset),
+            "task": dataset.env_args.get("task"),
+            "fingerprint": dataset.fingerprint[:16],
+        },
         "evaluation": dataclasses.asdict(cells[0].config.eval),
         "arms": {name: _arm(name, study, cells, dataset, out) for name in study.arms},
         "rows": rows,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -66,6 +67,7 @@ def do_demo(argv: Sequence[str]) -> int:
 def do_collect(argv: Sequence[str]) -> int:
     from s2robot.collect import CollectConfig
     from s2robot.collect import collect as run
+    from s2robot.datasets import DemoDataset
 
     parser = command.parser(
         "collect",
@@ -79,12 +81,16 @@ def do_collect(argv: Sequence[str]) -> int:
     config = configuration.load(CollectConfig, None, ["--task", options.task, *rest])
     registry.get_task(config.task, config.robot)
     console = Console()
-    far = remote.is_remote(options.out)
-    with progress.bar("collect", console) as report:
+    if remote.is_remote(options.out) and remote.exists(options.out):
+        dataset = DemoDataset(options.out)
+    else:
+        far = remote.is_remote(options.out)
         out = remote.outgoing(options.out) if far else Path(options.out)
-        dataset = run(config, out, report, find_launcher(options.launcher))
-    if far:
-        remote.store(out, options.out)
+        with progress.bar("collect", console) as report:
+            dataset = run(config, out, report, find_launcher(options.launcher))
+        if far:
+            remote.store(out, options.out)
+            shutil.rmtree(out.parent)
     console.print(
         f"{options.out}: {len(dataset)} demonstrations, {dataset.total} steps, cameras {', '.join(dataset.cameras)}"
     )

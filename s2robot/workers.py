@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from s2robot.errors import S2RobotError
@@ -69,10 +70,10 @@ def work(
             while True:
                 while len(running) < count + 1 and (item := next(source, _END)) is not _END:
                     with _ctrl_c_held_back():
-                        running[pool.submit(answer_with, answer, item)] = _Under(item, time.monotonic())
+                        running[pool.submit(answer_with, answer, item)] = _Under(item)
                 if not running:
                     break
-                oldest = min(each.since for each in running.values())
+                oldest = min(_begun(running, count))
                 # Who draws from this may take his time between two answers: what is ready by then is no hang.
                 left = max(min(patience, LEAST), oldest + patience - time.monotonic())
                 done, _ = wait(running, left, FIRST_COMPLETED)
@@ -82,7 +83,7 @@ def work(
                     stop(pool)
                     pool, again = _pool(count, make), [each.item for each in running.values()]
                     with _ctrl_c_held_back():
-                        running = {pool.submit(answer_with, answer, i): _Under(i, time.monotonic()) for i in again}
+                        running = {pool.submit(answer_with, answer, item): _Under(item) for item in again}
                 for future in done:
                     item = running[future].item
                     result = future.result()
@@ -102,10 +103,19 @@ _END: Any = object()
 
 
 class _Under(NamedTuple, Generic[Item]):
-    """An item that is under way, and since when [s, monotonic]."""
+    """An item that is under way, and since when [s, monotonic]; None while it waits for a worker."""
 
     item: Item
-    since: float
+    since: float | None = None
+
+
+def _begun(running: dict[Future[Any], _Under[Item]], count: int) -> list[float]:
+    """Since when the first `count` are under way, which are those that workers have: they are taken in order."""
+    now = time.monotonic()
+    for future, each in list(islice(running.items(), count)):
+        if each.since is None:
+            running[future] = each._replace(since=now)
+    return [each.since for each in running.values() if each.since is not None]
 
 
 def _pool(count: int, make: Callable[[], Any]) -> ProcessPoolExecutor:

@@ -70,6 +70,17 @@ def test_a_frame_asked_for_twice_is_not_frozen() -> None:
     assert not watch.fault and not watch.problem
 
 
+@pytest.mark.parametrize(("blank", "frozen"), [("report", "stop"), ("ignore", "hold"), ("stop", "report")])
+def test_of_a_camera_that_is_blank_and_frozen_the_stricter_action_is_taken(blank: str, frozen: str) -> None:
+    clock = Clock()
+    watch = CameraWatch("top", WatchConfig(blank=blank, frozen=frozen, frozen_after=1.0), clock)
+    for now in (0.0, 0.5, 1.0):
+        clock.now = now
+        watch.saw(BLACK)
+    assert ("very same" in watch.problem) == (frozen != "report") and ("blank" in watch.problem) == (blank == "stop")
+    assert watch.found == {"blank": 3, "frozen": 1}
+
+
 @pytest.mark.parametrize(
     ("settings", "error"),
     [

@@ -75,17 +75,19 @@ def test_a_kill_inside_atomic_keeps_the_old_file_and_sweep_removes_the_rest(tmp_
         assert sweep(tmp_path) == []  # its owner is alive
         process.send_signal(signal.SIGKILL)
     assert (tmp_path / "a").read_text() == "old"
-    assert sweep(tmp_path) == [tmp_path / f"a.tmp-{process.pid}"]
+    (left,) = tmp_path.glob("a.tmp-*")
+    assert left.name.endswith(f"-{process.pid}") and sweep(tmp_path) == [left]
     assert names(tmp_path) == ["a"]
 
 
 def test_sweep_knows_its_own_open_files_from_a_namesakes_leftovers(tmp_path: Path) -> None:
     (tmp_path / f"old.tmp-{os.getpid()}").mkdir()  # of a process that had our pid, in another life of this container
     (tmp_path / "notes.tmp-draft").touch()
+    (tmp_path / "b.tmp-another-machine-4294967").touch()  # on a disk that it shares with us
     with atomic(tmp_path / "a") as temporary:
         temporary.touch()
         assert sweep(tmp_path) == [tmp_path / f"old.tmp-{os.getpid()}"]
-    assert names(tmp_path) == ["a", "notes.tmp-draft"]
+    assert names(tmp_path) == ["a", "b.tmp-another-machine-4294967", "notes.tmp-draft"]
 
 
 def _buffered(path: Path) -> None:

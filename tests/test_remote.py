@@ -130,6 +130,19 @@ def test_the_command_line_takes_addresses(cache: Path, tmp_path: Path, capsys: p
     fsspec.filesystem("memory").rm("verbs", recursive=True)
 
 
+@pytest.mark.sim
+def test_what_is_collected_to_an_address_is_what_lies_there(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    address = "memory://collected/demos.hdf5"
+    words = ["collect", "Reach", "--out", address, "--frame_size", "32", "--workers", "1", "--demos"]
+    for count, there in ((2, 2), (1, 2)):
+        assert cli.main([*words, str(count)]) == 0
+        assert len(DemoDataset(address)) == there and f"{there} demonstrations" in capsys.readouterr().out
+    fsspec.filesystem("memory").rm("collected", recursive=True)
+    assert cli.main([*words, "1"]) == 0
+    assert len(DemoDataset(address)) == 1 and not list((cache / "outgoing").glob("*/*"))
+    fsspec.filesystem("memory").rm("collected", recursive=True)
+
+
 def test_a_store_in_several_files_is_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset(tmp_path / "a.hdf5")
     one = encode_dataset(dataset.path, FakeConfig(), tmp_path / "one", workers=1)

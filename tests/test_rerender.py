@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from s2robot import cli, rerender
+from s2robot import cli, locks, rerender
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, write_dataset
 from s2robot.envs import make_env
 from s2robot.envs.bridge import RobosuiteEnv
@@ -126,6 +126,14 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(lift: DemoDataset, tmp_path
     again = render(stripped, tmp_path / "c.hdf5", SMALL, lambda done, total, note: told.append((done, total)))
     assert told[0][0] == len(done) + 1 and told[-1] == (3, 3)
     assert again.dataset.fingerprint == lift.fingerprint
+
+
+def test_two_do_not_draw_into_one_file(lift: DemoDataset, tmp_path: Path) -> None:
+    with (
+        locks.alone(tmp_path / ".c.hdf5.lock", "c.hdf5"),
+        pytest.raises(locks.Occupied, match=r"c\.hdf5 is in use by process"),
+    ):
+        render(lift.path, tmp_path / "c.hdf5", SMALL)
 
 
 @pytest.mark.usefixtures("here")

@@ -62,6 +62,10 @@ def test_a_sum_beside_a_file_is_held_against_it(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3)}, path)
     files.write_sum(path, path)
     assert set(read_checkpoint(path)) == {"a"}
+    for text in ("{}", "{}  weights.pth\n", "\\{} *odd\\nname\n", "\ufeff{}\r\n", "SHA256 (weights.pth) = {}\n"):
+        for made in (str.lower, str.upper):
+            seals.sum_file(path).write_text(text.format(made(seals.digest(path))), encoding="utf-8")
+            assert set(read_checkpoint(path)) == {"a"}, text
     torch.save({"a": torch.zeros(3)}, path)
     with pytest.raises(CorruptFile, match=r"not the file that weights.pth.sha256 was made of"):
         read_checkpoint(path)

@@ -363,3 +363,14 @@ def test_two_at_once_share_the_work(dataset: DemoDataset, unkilled: FeatureStore
 def test_impossible_settings_are_refused(dataset: DemoDataset, tmp_path: Path, setting: dict[str, int]) -> None:
     with pytest.raises(InvalidInput, match="expected whole numbers from 1 on"):
         encode_dataset(dataset.path, FakeConfig(), tmp_path, **setting)
+
+
+def test_a_store_that_is_done_is_read_where_none_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(tmp_path / "a.hdf5")
+    made = encode_dataset(dataset.path, FakeConfig(), tmp_path / "features", workers=1)
+
+    def refuse(*arguments: object, **others: object) -> None:
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr("s2robot.locks.alone", refuse)
+    assert content(encode_dataset(dataset.path, FakeConfig(), tmp_path / "features", workers=1)) == content(made)

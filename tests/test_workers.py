@@ -116,3 +116,15 @@ def test_work_that_always_hangs_is_given_up_and_named(tmp_path: Path, monkeypatc
     monkeypatch.setattr(workers, "HANGS", 1)
     with pytest.raises(S2RobotError, match=r"with these under way: 7; 1 times now"):
         list(workers.work(partial(Path, tmp_path), hang, [7], 1, patience=3.0))
+
+
+def slowly(tool: int, item: int) -> int:
+    time.sleep(1.5)
+    return item
+
+
+def test_waiting_for_a_worker_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "LEAST", 0.5)
+    monkeypatch.setattr(workers, "HANGS", 1)
+    list(workers.work(partial(make, 0), add, [0], 1))  # the file system has seen what a worker imports
+    assert len(list(workers.work(partial(make, 0), slowly, range(9), 1, patience=8.0))) == 9
