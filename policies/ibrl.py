@@ -4,10 +4,11 @@
     their own targets
     from the first step on it is about as good as behaviour cloning, and where the actor is better it takes over
 
-The paper's learner is TD3; ours is RLPD's, which also brings the demonstrations. And ours does not begin at random: the
-actor's is the prior's chunk with a correction, which begins at nothing (residual policies, Silver et al. 2018, and
-Ankile et al. 2024), but that may lead anywhere. The prior's look and proposal are computed once, when a frame is seen,
-and kept as the features are; the actor sees both.
+The paper's learner is TD3, with dropout in the actor; ours is RLPD's, whose batches are half of demonstrations. Ours
+does not begin at random: the actor's is the prior's chunk with a correction, which begins at nothing and is bounded
+(residual policies, Silver et al. 2018, and Ankile et al. 2024). The prior's is picked unless all critics prefer the
+actor's. The prior's look and proposal are computed once, when a frame is seen, and kept as the features are; the actor
+sees both.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class IBRLConfig(RLPDConfig):
 
     starts: int = 250  # decisions of the prior alone, before it learns
     alone: int = 1000
-    entropy: str = "auto_0.0001"
+    entropy: str = "0.0001"
 
 
 class IBRLPolicy(RLPDPolicy):
@@ -57,7 +58,7 @@ class IBRLPolicy(RLPDPolicy):
             mine = self.mean(self.actor.latent_pi(seen), observation).tanh()
         else:
             mine, _ = self.drawn(seen, observation)
-        return pick(self.critic.values, seen, torch.stack([mine, observation[PROPOSAL]]))
+        return pick(self.critic_target, seen, mine, observation[PROPOSAL])
 
 
 class IBRL(RLPD):
@@ -75,7 +76,7 @@ class IBRL(RLPD):
     def _next_values(self, batch: Any) -> Tensor:
         seen = self.policy.seen(batch.next_observations)
         mine, _ = self.policy.drawn(seen, batch.next_observations)
-        return torch.maximum(self._least(seen, mine), self._least(seen, batch.next_observations[PROPOSAL]))
+        return self._least(seen, mine, batch.next_observations[PROPOSAL])
 
 
 def make(config: IBRLConfig, env: Any, **words: Any) -> Any:

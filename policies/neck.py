@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from s2robot.errors import InvalidInput, UnknownName
-from s2robot.policies.readout import READOUTS, ConvReadout, SpatialReadout
+from s2robot.policies.readout import READOUTS, Readout
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,7 +38,7 @@ class NeckConfig:
     execute: int = 4  # of which this many are executed before looking again
     context: int = 1  # looks it decides by (T): the present one and those before, `execute` steps apart
     tokens: str = "map"  # what is read: the whole token "map", its "mean", or "cls"; the last two know no places
-    readout: str = "attention"  # how a map is read: "attention" with expected places, or "conv"
+    readout: str = "attention"  # how a map is read: "attention" with expected places, "conv", or "flat"
     components: int = 64  # channels kept of each scale
     queries: int = 16  # things each view may look for
     key_width: int = 32
@@ -140,7 +140,7 @@ class Neck(nn.Module, ABC):
         super().__init__()
         self.config, self.shapes = config, shapes
         self.compression = Compression(shapes, config.components)
-        self.readout: SpatialReadout | ConvReadout = READOUTS[config.readout](
+        self.readout: Readout = READOUTS[config.readout](
             shapes.views,
             shapes.scales * self.compression.components,
             shapes.grid,

@@ -103,4 +103,17 @@ class ConvReadout(nn.Module):
         return torch.cat(found, dim=1)
 
 
-READOUTS: dict[str, type[SpatialReadout] | type[ConvReadout]] = {"attention": SpatialReadout, "conv": ConvReadout}
+class FlatReadout(nn.Module):
+    """All numbers of the map as they are: nothing to learn, and wide. For a policy with a bottleneck behind it."""
+
+    def __init__(self, views: int, channels: int, grid: tuple[int, int], **unused: int) -> None:
+        super().__init__()
+        self.width = views * channels * grid[0] * grid[1]
+
+    def forward(self, maps: Tensor, goal: Tensor) -> Tensor:
+        """maps (B, V, C, h, w) -> (B, V*C*h*w)."""
+        return maps.flatten(1)
+
+
+Readout = SpatialReadout | ConvReadout | FlatReadout
+READOUTS: dict[str, type[Readout]] = {"attention": SpatialReadout, "conv": ConvReadout, "flat": FlatReadout}

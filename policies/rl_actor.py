@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from s2robot.errors import UnknownName, UsageError
 from s2robot.policies.neck import Neck, NeckConfig, Shapes
+from s2robot.policies.readout import FlatReadout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "selu": nn.SELU}
 
@@ -38,18 +39,6 @@ class ActorConfig(NeckConfig):
             raise UnknownName("activation", self.activation, ACTIVATIONS)
 
 
-class Flat(nn.Module):
-    """The read-out of what has no places to read: all its numbers as they are."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, maps: Tensor, goal: Tensor) -> Tensor:
-        """maps (B, V, C, h, w) -> (B, V*C*h*w)."""
-        return maps.flatten(1)
-
-
 class ActorNetwork(Neck):
     """One look to one chunk."""
 
@@ -58,9 +47,8 @@ class ActorNetwork(Neck):
     def __init__(self, config: ActorConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
         if config.tokens != "map":
-            channels = shapes.views * shapes.scales * self.compression.components
-            self.readout = Flat(channels * shapes.grid[0] * shapes.grid[1])  # type: ignore[assignment]
-            self.look_width = channels * shapes.grid[0] * shapes.grid[1] + shapes.proprioception + shapes.goal
+            self.readout = FlatReadout(shapes.views, shapes.scales * self.compression.components, shapes.grid)
+            self.look_width = self.readout.width + shapes.proprioception + shapes.goal
         self.trunk, self.head = layers(self.inputs, config, config.chunk * shapes.actions)
 
     @property

@@ -17,6 +17,7 @@ from s2robot.policies.neck import Shapes
 from s2robot.policies.rl_actor import ActorConfig, ActorNetwork
 
 EDGE = 0.99  # a proposal at the very edge could not be corrected: no number is far enough before tanh
+REACH = 0.5  # of a correction, before tanh: without a bound it ran away after what the critics do not know
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class PickerNetwork(ActorNetwork):
         return torch.cat([super().look(few, proprioception, goal), told.half().float(), proposal], dim=1)
 
     def predict(self, looks: Tensor, noise: torch.Generator) -> Tensor:
-        """The chunk of the two that the least of the critics thinks more of, (B, A, M)."""
+        """The chunk of the two that is picked, (B, A, M)."""
         look = looks[:, -1]
         seen = self.trunk(look)
         theirs = look[:, -self.config.chunk * self.shapes.actions :]
-        proposals = torch.stack([corrected(theirs, self.head(seen)).tanh(), theirs])
-        chunk: Tensor = pick(self.critic, seen, proposals).unflatten(1, (self.config.chunk, self.shapes.actions))
+        picked = pick(self.critic, seen, corrected(theirs, self.head(seen)).tanh(), theirs)
+        chunk: Tensor = picked.unflatten(1, (self.config.chunk, self.shapes.actions))
         return chunk
 
 
@@ -79,18 +80,17 @@ def leading(compressed: Tensor, scales: int, components: int) -> Tensor:
 
 def corrected(proposal: Tensor, correction: Tensor) -> Tensor:
     """A proposal (B, N) and its correction, before tanh."""
-    return proposal.clamp(-EDGE, EDGE).atanh() + correction
+    return proposal.clamp(-EDGE, EDGE).atanh() + REACH * (correction / REACH).tanh()
 
 
-def pick(critic: Ensemble, seen: Tensor, proposals: Tensor) -> Tensor:
-    """Of proposals (P, B, N) after the same looks (B, L), each look's best: (B, N).
+def pick(critic: Ensemble, seen: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
+    """After each look (B, L), the actor's chunk or the prior's (B, N): the actor's where all critics prefer it, (B, N).
 
-    Best by the least of the critics: of what no data is near, one of them thinks little, and the mean is what the actor
-    was made to please.
+    That is, where the least of them thinks more of it than their mean of the prior's: of what no data is near, one of
+    them thinks little, and their mean is what the actor was made to please.
     """
-    values = torch.stack([critic(torch.cat([seen, each], dim=1)).amin(dim=0) for each in proposals])  # (P, B)
-    best = values.argmax(dim=0)
-    return proposals[best, torch.arange(len(seen))]
+    of_mine, of_theirs = (critic(torch.cat([seen, each], dim=1)) for each in (mine, theirs))  # (E, B)
+    return torch.where((of_mine.amin(dim=0) > of_theirs.mean(dim=0))[:, None], mine, theirs)
 
 
 CONFIG, NETWORK = PickerConfig, PickerNetwork

@@ -44,8 +44,8 @@ def off_policy(config: Any, env: Any, gamma: float, seed: int, decisions: int) -
 
     return {
         "learning_rate": config.lr, "batch_size": config.batch, "buffer_size": min(config.buffer, decisions + 1),
-        "learning_starts": config.starts, "gradient_steps": config.updates, "tau": config.tau, "gamma": gamma,
-        "seed": seed, "device": "cpu", "replay_buffer_class": FeatureReplayBuffer,
+        "learning_starts": config.starts, "gradient_steps": config.updates * env.num_envs, "tau": config.tau,
+        "gamma": gamma, "seed": seed, "device": "cpu", "replay_buffer_class": FeatureReplayBuffer,
         "replay_buffer_kwargs": {"half": [key for key in HALF if key in env.observation_space.spaces]},
     }  # fmt: skip
 

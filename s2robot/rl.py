@@ -39,6 +39,7 @@ from s2robot.types import FRAMES
 
 Progress = Callable[[int, int, str], None]
 EYES, INPUTS = "eyes.safetensors", "inputs.json"
+EACH = 3  # frames of an episode that the compression is fitted to: it is to have seen things in many places
 
 
 def learn(config: RLConfig, progress: Progress = lambda done, total, note: None) -> Path:
@@ -176,7 +177,7 @@ class Setup:
         encoder = self.config.encoder.build("cpu")
         prior = None
         if self.config.demos.prior:
-            prior = sb3_demos.load_prior(self.config.demos.prior, encoder.fingerprint, len(self.cameras))
+            prior = sb3_demos.load_prior(self.config.demos.prior, encoder.fingerprint, len(self.cameras), execute)
         if kept.exists():
             eyes: Any = sb3_sight.Glance.load(kept, encoder=encoder)
         else:
@@ -207,10 +208,13 @@ class Setup:
 
 
 def first_frames(worlds: Any, count: int, seed: int) -> NDArray[np.uint8]:
-    """Frames of random decisions in first episodes, (count, V, H, W, 3); the simulations then begin as if new."""
+    """Frames of the first decisions of many episodes, at random, (count, V, H, W, 3); then all is as if new."""
     rng, begun = np.random.default_rng(seed), worlds.begun
-    frames = [worlds.reset()[FRAMES]]
+    frames: list[NDArray[np.uint8]] = []
     while sum(map(len, frames)) < count:
+        if len(frames) % EACH == 0:
+            frames.append(worlds.reset()[FRAMES])
+            continue
         chunk = np.repeat(rng.uniform(-1, 1, (worlds.num_envs, 1, worlds.moves)), worlds.config.execute, axis=1)
         frames.append(worlds.step(chunk.reshape(worlds.num_envs, -1))[0][FRAMES])
     worlds.begun = begun
@@ -251,6 +255,7 @@ def _dataset(config: RLConfig) -> DemoDataset | None:
     """
     takes = registry.algorithm(config.algorithm)
     wants_demos, wants_prior = (bool(getattr(takes, name, False)) for name in ("DEMONSTRATIONS", "PRIOR"))
+    wants_demos = wants_demos and (wants_prior or config.learn.demos > 0)
     for wants, given, option in (
         (wants_demos, config.demos.path, "--demos.path"),
         (wants_prior, config.demos.prior, "--demos.prior"),

@@ -18,7 +18,8 @@ from s2robot.errors import InvalidInput, UnknownName
 
 SEES = ("features", "pixels", "privileged")
 REWARDS = ("dense", "sparse")
-TRAINING_SEED = 2_000_000  # of the first training episode of seed 0: demonstrations have those below
+TIMEOUTS = ("truncation", "failure")
+TRAINING_SEED = 1_000_000_000  # of the first training episode of seed 0: demonstrations have those from a million on
 SEEDS_APART = 1_000_000  # between the first episodes of two training seeds
 
 
@@ -35,10 +36,18 @@ class WorldConfig:
     execute: int = 4  # control steps a decision: the policy decides a chunk of so many actions, and is shown its end
     reward: str = "dense"  # "dense": the task's own less 1, a control step; "sparse": 1 at success, else 0
 
+    timeout: str = "truncation"  # values go on behind an episode that ran out of time; "failure": they are 0 there
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", tuple(self.cameras))
-        if self.reward not in REWARDS:
-            raise UnknownName("reward", self.reward, REWARDS)
+        for name, known in (("reward", REWARDS), ("timeout", TIMEOUTS)):
+            if getattr(self, name) not in known:
+                raise UnknownName(name, getattr(self, name), known)
+        if (self.timeout, self.reward) == ("failure", "dense"):
+            raise InvalidInput(
+                "timeout is 'failure' and reward 'dense', which is a cost: running out of time would end it and be what"
+                " to aim for; expected timeout 'truncation', or reward 'sparse'"
+            )
         for name in ("envs", "execute", "frame_size"):
             _at_least(1, name, getattr(self, name))
 
@@ -51,7 +60,7 @@ class SightConfig:
     kind: str = "map"  # of features: "map", "tokens" or "cls"
     components: int = 16  # kept of each scale; 0: all
     fit_frames: int = 128  # first observations that the compression is fitted to, where no demonstrations are given
-    readout: str = "attention"  # of maps: "attention" with expected places, or "conv"
+    readout: str = "attention"  # of maps: "attention" with expected places, "conv", or "flat"
     queries: int = 16  # of the read-out, a view
     size: int = 84  # of pixels: shorter side of the frames that the network reads
     shift: int = 4  # of pixels: DrQ's random shift in training

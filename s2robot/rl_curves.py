@@ -33,7 +33,11 @@ def rl_curves(argv: Sequence[str]) -> int:
     parser.add_argument("--svg", required=True, help="the picture to write")
     parser.add_argument("--keep", default=None, metavar="FOLDER", help="also write each run's points there")
     options = parser.parse_args(list(argv))
-    runs = {_name(Path(run)): points(Path(run)) for run in options.runs}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for run in map(Path, options.runs):
+        if _name(run) in runs:
+            raise InvalidInput(f"Two runs are called {_name(run)}, and a curve has its run's name: rename one of them")
+        runs[_name(run)] = points(run)
     if options.keep:
         for name, rows in runs.items():
             with files.JsonLines(Path(options.keep) / f"{name}.jsonl") as lines:

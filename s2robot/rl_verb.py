@@ -45,7 +45,8 @@ def do_rl(argv: Sequence[str]) -> int:
     console = Console()
     with progress.bar("rl", console) as report:
         out = learn(config, report)
-    console.print(f"{out}: learned. Now: s2robot eval {out}, or of the best: {Path(out) / 'best'}", highlight=False)
+    best = f", or of the best: {Path(out) / 'best'}" if (Path(out) / "best").is_dir() else ""
+    console.print(f"{out}: learned. Now: s2robot eval {out}{best}", highlight=False)
     return 0
 
 

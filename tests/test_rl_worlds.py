@@ -21,7 +21,8 @@ from s2robot.adapters.sb3_worlds import LAST, Worlds, make_worlds
 from s2robot.collect import CollectConfig, collect
 from s2robot.errors import UsageError
 from s2robot.policies.ensemble import Ensemble
-from s2robot.policies.rl_picker import pick
+from s2robot.policies.rl_picker import EDGE, corrected, pick
+from s2robot.policies.rl_picker import REACH as BOUND
 from s2robot.policies.rlpd import RLPDConfig
 from s2robot.rl_config import DemosConfig, RLConfig, SightConfig, WorldConfig, rl_schema
 
@@ -66,6 +67,14 @@ def test_an_episode_ends_by_time_or_success_and_rewards_say_which(reach: Worlds)
         found.append(reach.step(chunk[None]))
     _, _, _, (info,) = found[-1]
     assert info["is_success"] and not info["TimeLimit.truncated"] and info["seed"] == reach.first_seed + reach.begun - 2
+
+
+def test_running_out_of_time_is_failure_where_that_is_asked_for() -> None:
+    worlds = make_worlds(dataclasses.replace(REACH, reward="sparse", timeout="failure"), 0, "privileged")
+    worlds.reset()
+    (_, _, _, (info,)), *_ = [step for step in acted(worlds, 30, seed=1) if step[2].any()]
+    worlds.close()
+    assert info["episode"]["l"] == 60 and not info["is_success"] and info["TimeLimit.truncated"] is False
 
 
 def test_a_task_that_rewards_success_alone_is_shaped_where_rewards_are_to_be_dense() -> None:
@@ -173,17 +182,33 @@ def test_an_ensemble_is_its_members() -> None:
             x = x @ ensemble.weights[layer][k] + ensemble.biases[layer][k]
             x = nn.functional.layer_norm(x, (width,), ensemble.gains[layer][k, 0], ensemble.shifts[layer][k, 0]).relu()
         torch.testing.assert_close(values[k], (x @ ensemble.weights[2][k] + ensemble.biases[2][k])[:, 0])
-    proposals = torch.randn(2, 6, 2)
-    seen, picked = inputs[:, :3], pick(ensemble, inputs[:, :3], proposals)
-    best = torch.stack([ensemble(torch.cat([seen, each], dim=1)).amin(dim=0) for each in proposals]).argmax(dim=0)
-    assert best.unique().tolist() == [0, 1]
-    torch.testing.assert_close(picked, proposals[best, torch.arange(6)])
+
+
+def test_the_actors_chunk_is_picked_where_every_critic_prefers_it() -> None:
+    opinions = torch.tensor([[1.0, 1.0, 0.0], [1.0, -1.0, 0.0]])  # of two critics, of the actor's after three looks
+
+    def critic(inputs: torch.Tensor) -> torch.Tensor:
+        return opinions if inputs[0, -1] == 1 else torch.zeros(2, 3)  # of the prior's: nothing
+
+    picked = pick(critic, torch.zeros(3, 4), torch.ones(3, 2), torch.zeros(3, 2))  # type: ignore[arg-type]
+    assert picked[:, 0].tolist() == [1, 0, 0]
+
+
+def test_a_correction_is_bounded_and_small_ones_are_what_they_are() -> None:
+    proposal, one = torch.linspace(-1, 1, 9)[None], torch.ones(1, 9)
+    torch.testing.assert_close(corrected(proposal, 0 * one).tanh(), proposal.clamp(-EDGE, EDGE))
+    small = corrected(proposal, 0.01 * one) - corrected(proposal, 0 * one)
+    torch.testing.assert_close(small, 0.01 * one, rtol=0.01, atol=1e-5)
+    for far in (-1e6, 1e6):
+        moved = corrected(proposal, far * one) - corrected(proposal, 0 * one)
+        torch.testing.assert_close(moved, BOUND * one * np.sign(far))
 
 
 def test_settings_outside_their_range_are_refused() -> None:
     for make in (
         lambda: WorldConfig(execute=0), lambda: WorldConfig(reward="shaped"), lambda: SightConfig(see="depth"),
         lambda: SightConfig(components=-1), lambda: RLConfig(gamma=1.0), lambda: RLPDConfig(demos=1.0),
+        lambda: WorldConfig(timeout="failure"), lambda: WorldConfig(timeout="death", reward="sparse"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=r"expected|Known"):
             make()

@@ -203,7 +203,7 @@ class States:
         return np.array(found, np.float32)
 
 
-def load_prior(folder: str, fingerprint: str, views: int) -> Any:
+def load_prior(folder: str, fingerprint: str, views: int, execute: int) -> Any:
     """The network of a run of behaviour cloning, held against what the policy sees by.
 
     Raises:
@@ -220,6 +220,11 @@ def load_prior(folder: str, fingerprint: str, views: int) -> Any:
         raise InvalidInput(
             f"The policy in {folder} reads {network.config.tokens} of {network.shapes.views} views; expected map of"
             f" {views}"
+        )
+    if network.config.chunk < execute:
+        raise InvalidInput(
+            f"The policy in {folder} predicts {network.config.chunk} actions, and a decision has {execute}: give"
+            f" --world.execute {network.config.chunk} at most"
         )
     if policy.encoder.fingerprint != fingerprint:
         raise CheckpointMismatch(

@@ -35,7 +35,7 @@ def acting(model: Any, sight: Sight, config: RLConfig, moves: int) -> tuple[str,
         network.eye.load_state_dict(inner.eye.state_dict())
     if sight.prior is not None:
         network.prior.load_state_dict(sight.prior.state_dict())
-        network.critic.load_state_dict(model.policy.critic.values.state_dict())
+        network.critic.load_state_dict(model.policy.critic_target.state_dict())
     elif sight.eyes is not None and sight.eyes.compression is not None:
         network.compression.load_state_dict(sight.eyes.compression.state_dict())
     layers = [*(trunk or ()), *mlp, last]

@@ -1,8 +1,8 @@
 """Simulated robots behind Stable-Baselines3's interface, as `s2robot rl` wants them: a step is a chunk of actions.
 
-Every episode is a function of its seed and its actions, and its seed is counted: the j-th of environment i of n has
-`first_seed + j * n + i`. So nothing of a simulator is ever saved: `remember` says which seeds and actions led to where
-it is, and `recall` goes there again, to the bit.
+Every episode is a function of its seed and its actions, and seeds are counted from `first_seed` on, in the order in
+which episodes begin. So nothing of a simulator is ever saved: `remember` says which seeds and actions led to where it
+is, and `recall` goes there again, to the bit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Worlds(_vec_env.VecEnv):  # type: ignore[misc]
 
     The reward of a chunk is the sum of its steps', as the config asks: "dense", each less 1 (it is in [0, 1], and
     success ends an episode: were it positive, success would be what to avoid), or "sparse". An episode ends with
-    success; where time ran out, `TimeLimit.truncated` says so. `info["episode"]` is as `VecMonitor` has it.
+    success; where time ran out, `TimeLimit.truncated` says so, unless that is to count as failure. `info["episode"]` is
+    as `VecMonitor` has it.
 
     Raises:
         S2RobotError: a reward or an observation that is no number, with its step and seed.
@@ -92,9 +93,10 @@ class Worlds(_vec_env.VecEnv):  # type: ignore[misc]
         self._checked(observation, rewards)
         earned = success.astype(np.float32) if self.config.reward == "sparse" else (rewards - steps).astype(np.float32)
         self.returns += earned
+        goes_on = self.config.timeout == "truncation"
         infos = [
             {"success": bool(success[k]), "is_success": bool(success[k]), "steps": int(steps[k]),
-             "TimeLimit.truncated": bool(truncated[k] and not terminated[k])}
+             "TimeLimit.truncated": goes_on and bool(truncated[k] and not terminated[k])}
             for k in range(self.num_envs)
         ]  # fmt: skip
         dones = terminated | truncated
