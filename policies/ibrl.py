@@ -5,10 +5,10 @@
     from the first step on it is about as good as behaviour cloning, and where the actor is better it takes over
 
 The paper's learner is TD3, with dropout in the actor; ours is RLPD's, whose batches are half of demonstrations. Ours
-does not begin at random: the actor's is the prior's chunk with a correction, which begins at nothing and is bounded
-(residual policies, Silver et al. 2018, and Ankile et al. 2024). The prior's is picked unless all critics prefer the
-actor's. The prior's look and proposal are computed once, when a frame is seen, and kept as the features are; the actor
-sees both.
+does not begin at random: the actor's is the prior's chunk with a correction, which begins at nothing and has its price
+(residual policies, Silver et al. 2018, and Ankile et al. 2024). In the end the prior's is picked unless all critics
+prefer the actor's. The prior's look and proposal are computed once, when a frame is seen, and kept as the features are;
+the actor sees both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from s2robot.policies.rl_picker import corrected, pick
 from s2robot.policies.rlpd import ACTIVATION, OFF_POLICY, RLPD, SQUASH, RLPDConfig, RLPDPolicy
 from s2robot.policies.rlpd import make as make_rlpd
 
-LOG_STD = -2.0  # where the actor's noise begins
+LOG_STD = -2.0  # of the actor's noise, before tanh: fixed, as TD3's is
+PRICE = 0.01  # of a correction of 1, before tanh, in all numbers of a chunk; values are in [0, 1]
 PROPOSAL = "proposal"  # the key of the prior's chunk, see `s2robot.adapters.sb3_sight`
 
 
@@ -43,14 +44,20 @@ class IBRLPolicy(RLPDPolicy):
 
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
-        with torch.no_grad():  # begins as the prior with a little noise
+        with torch.no_grad():  # begins as the prior
             self.actor.mu.weight.mul_(0.01)
             self.actor.mu.bias.zero_()
-            self.actor.log_std.weight.mul_(0.01)
-            self.actor.log_std.bias.fill_(LOG_STD)
 
     def mean(self, latent: Tensor, observations: Any) -> Tensor:
         return corrected(observations[PROPOSAL], self.actor.mu(latent))
+
+    def spread(self, latent: Tensor) -> Tensor:
+        return torch.full((len(latent), self.actor.mu.out_features), LOG_STD)
+
+    def price(self, seen: Tensor) -> Tensor:
+        """Free corrections run away after what the critics do not know yet."""
+        correction: Tensor = self.actor.mu(self.actor.latent_pi(seen))
+        return PRICE * correction.pow(2).mean()
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         seen = self.seen(observation)
@@ -58,7 +65,7 @@ class IBRLPolicy(RLPDPolicy):
             mine = self.mean(self.actor.latent_pi(seen), observation).tanh()
         else:
             mine, _ = self.drawn(seen, observation)
-        return pick(self.critic_target, seen, mine, observation[PROPOSAL])
+        return pick(self.critic_target, seen, mine, observation[PROPOSAL], tries=not deterministic)
 
 
 class IBRL(RLPD):

@@ -17,7 +17,6 @@ from s2robot.policies.neck import Shapes
 from s2robot.policies.rl_actor import ActorConfig, ActorNetwork
 
 EDGE = 0.99  # a proposal at the very edge could not be corrected: no number is far enough before tanh
-REACH = 0.5  # of a correction, before tanh: without a bound it ran away after what the critics do not know
 
 
 @dataclass(frozen=True)
@@ -80,17 +79,21 @@ def leading(compressed: Tensor, scales: int, components: int) -> Tensor:
 
 def corrected(proposal: Tensor, correction: Tensor) -> Tensor:
     """A proposal (B, N) and its correction, before tanh."""
-    return proposal.clamp(-EDGE, EDGE).atanh() + REACH * (correction / REACH).tanh()
+    return proposal.clamp(-EDGE, EDGE).atanh() + correction
 
 
-def pick(critic: Ensemble, seen: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
+def pick(critic: Ensemble, seen: Tensor, mine: Tensor, theirs: Tensor, *, tries: bool = False) -> Tensor:
     """After each look (B, L), the actor's chunk or the prior's (B, N): the actor's where all critics prefer it, (B, N).
 
     That is, where the least of them thinks more of it than their mean of the prior's: of what no data is near, one of
     them thinks little, and their mean is what the actor was made to please.
+
+    Args:
+        tries: while it learns: hold least against least, as the paper does. What never acts is never known.
     """
     of_mine, of_theirs = (critic(torch.cat([seen, each], dim=1)) for each in (mine, theirs))  # (E, B)
-    return torch.where((of_mine.amin(dim=0) > of_theirs.mean(dim=0))[:, None], mine, theirs)
+    bar = of_theirs.amin(dim=0) if tries else of_theirs.mean(dim=0)
+    return torch.where((of_mine.amin(dim=0) > bar)[:, None], mine, theirs)
 
 
 CONFIG, NETWORK = PickerConfig, PickerNetwork

@@ -116,9 +116,17 @@ class RLPDPolicy(_policies.SACPolicy):  # type: ignore[misc]
         """Actions of the actor (B, N), and the logarithms of their probabilities (B,)."""
         actor = self.actor
         latent = actor.latent_pi(seen)
-        spread = actor.log_std(latent).clamp(_policies.LOG_STD_MIN, _policies.LOG_STD_MAX)
-        actions, log_prob = actor.action_dist.log_prob_from_params(self.mean(latent, observations), spread)
+        actions, log_prob = actor.action_dist.log_prob_from_params(self.mean(latent, observations), self.spread(latent))
         return actions, log_prob
+
+    def spread(self, latent: Tensor) -> Tensor:
+        """The logarithm of its standard deviation, before tanh, (B, N)."""
+        spread: Tensor = self.actor.log_std(latent).clamp(_policies.LOG_STD_MIN, _policies.LOG_STD_MAX)
+        return spread
+
+    def price(self, seen: Tensor) -> Tensor | float:
+        """What the actor pays beside, for where its distribution stands."""
+        return 0.0
 
     def mean(self, latent: Tensor, observations: Any) -> Tensor:
         """The middle of the actor's distribution, before tanh, (B, N)."""
@@ -160,7 +168,7 @@ class RLPD(_sac.SAC):  # type: ignore[misc]
         actions, log_prob = self.policy.drawn(seen, observations)
         temperature = self.ent_coef_tensor if self.ent_coef_optimizer is None else self.log_ent_coef.detach().exp()
         values = self.policy.critic(seen, actions).mean(dim=0)  # (B,)
-        loss = (temperature * log_prob - values).mean()
+        loss = (temperature * log_prob - values).mean() + self.policy.price(seen)
         self.actor.optimizer.zero_grad()
         loss.backward()
         self.actor.optimizer.step()
