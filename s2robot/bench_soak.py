@@ -11,9 +11,11 @@ and the last tenth. On a machine that others use, latency says more about them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,13 +67,12 @@ def bench_soak(config: SoakConfig, progress: Progress = lambda done, total, note
     seconds = 60 * config.minutes
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         words = ["--clients", str(config.clients), "--seconds", str(seconds), "--calls", "10", "--json"]
-        parts = {"server": _start(["bench", "serve", config.run, *words], sys.executable, Path(folder) / "server")}
+        start = functools.partial(_start, stack)
+        parts = {"server": start(["bench", "serve", config.run, *words], sys.executable, Path(folder) / "server")}
         python = _ros2_python(config)
         if python:
             words = ["--seconds", str(seconds), "--hz", str(config.hz), "--size", "96x128", "--json"]
-            parts["ROS 2 node"] = _start(["bench", "ros2", *words], python, Path(folder) / "node")
-        for process, _ in parts.values():
-            stack.callback(process.kill)
+            parts["ROS 2 node"] = start(["bench", "ros2", *words], python, Path(folder) / "node")
         rows = [_rollouts(config, seconds, progress)]
         for name, (process, log) in parts.items():
             rows.append(_row(name, process, log, seconds))
@@ -90,9 +91,21 @@ def _ros2_python(config: SoakConfig) -> str:
     return asked or (sys.executable if importlib.util.find_spec("rclpy") else "")
 
 
-def _start(words: list[str], python: str, log: Path) -> tuple[subprocess.Popen[bytes], Path]:
+def _start(
+    stack: contextlib.ExitStack, words: list[str], python: str, log: Path
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """A part, which ends with `stack`, and with it the server or node that it starts itself."""
+    command = [python, "-m", "s2robot.cli", *words]
     with log.open("wb") as out, log.with_suffix(".err").open("wb") as said:
-        return subprocess.Popen([python, "-m", "s2robot.cli", *words], stdout=out, stderr=said), log
+        process = subprocess.Popen(command, stdout=out, stderr=said, start_new_session=True)
+    stack.callback(_end, process)
+    return process, log
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _row(name: str, process: subprocess.Popen[bytes], log: Path, seconds: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ random command to arm and fingers, shows the way out of a missed grasp.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import locks, registry
+from s2robot import files, locks, registry
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.launchers import LOCAL, Launcher
@@ -64,23 +65,40 @@ def collect(
     """
     if config.demos < 1:
         raise InvalidInput(f"--demos is {config.demos}; ask for at least 1")
-    if path.exists():
-        dataset = DemoDataset(path)
-        if dataset.lost:
-            why = f"it was cut short, {len(dataset.lost)} of {len(dataset)} episodes are lost"
-            raise CorruptFile(path, why, f"To collect again: rm {path}")
-        return dataset
-    with locks.alone(path.with_name(f".{path.name}.lock"), str(path)):
-        return _collect(config, path, progress, launcher)
+    parts = path.with_name(path.name + ".parts")
+    if path.exists() and not _left_of(parts):
+        return _whole(path)
+    with locks.alone(path.with_name(f".{path.name}.lock"), str(path), wait=path.exists()):
+        if path.exists():  # a kill came before its parts were gone; or who held the lock until now has made it
+            dataset = _whole(path)
+            files.sweep(path.parent)
+            if parts.exists():
+                EpisodeParts(parts).remove()
+            return dataset
+        return _collect(config, path, parts, progress, launcher)
 
 
-def _collect(config: CollectConfig, path: Path, progress: Progress, launcher: Launcher) -> DemoDataset:
+def _left_of(parts: Path) -> bool:
+    """Is something there to remove, where we may?"""
+    there = parts.exists() or any(parts.parent.glob(f"{parts.name}.tmp-*"))
+    return there and os.access(parts.parent, os.W_OK)
+
+
+def _whole(path: Path) -> DemoDataset:
+    dataset = DemoDataset(path)
+    if dataset.lost:
+        why = f"it was cut short, {len(dataset.lost)} of {len(dataset)} episodes are lost"
+        raise CorruptFile(path, why, f"To collect again: rm {path}")
+    return dataset
+
+
+def _collect(config: CollectConfig, path: Path, folder: Path, progress: Progress, launcher: Launcher) -> DemoDataset:
     task = registry.get_task(config.task, config.robot)
     task.demonstrator()  # a task without one is said here, not by a worker
     first = (1 + config.seed) * SEEDS_PER_RUN
     settings = {name: value for name, value in vars(config).items() if name not in ("workers", "demos")}
     settings = {name: value for name, value in settings.items() if value is not None}  # as collections begun before had
-    parts = EpisodeParts(path.with_name(path.name + ".parts"), settings)
+    parts = EpisodeParts(folder, settings)
     outcome = parts.successes()
     todo = (seed for seed in count(first) if seed not in outcome)
     results = launcher.work(partial(_make, config), partial(_demonstrate, config), todo, config.workers)

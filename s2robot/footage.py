@@ -59,6 +59,7 @@ def gather(config: PretrainConfig, out: Path, progress: Progress) -> Footage:
         return open_footage(Path(config.source), config.frame_size)
     if not path.exists():
         _make(config, path, progress)
+    shutil.rmtree(_parts(path), ignore_errors=True)  # after a kill too that came once the file was there
     return open_footage(path, config.frame_size)
 
 
@@ -114,7 +115,7 @@ def save_frames(path: Path, blocks: Iterable[NDArray[np.uint8]], frames: int, fr
 
 def _make(config: PretrainConfig, path: Path, progress: Progress) -> None:
     """Fill `path`: the same frames whatever the number of workers or interruptions."""
-    folder = path.with_suffix(".parts")
+    folder = _parts(path)
     make, answer, items, what = _plan(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
@@ -132,7 +133,10 @@ def _make(config: PretrainConfig, path: Path, progress: Progress) -> None:
                            f"{about['skipped']}.{why}")  # fmt: skip
     files.write_json(path.with_name("footage.json"), about)
     save_frames(path, (_read(folder, number, config) for number in range(len(used))), frames, config.frame_size)
-    shutil.rmtree(folder)
+
+
+def _parts(path: Path) -> Path:
+    return path.with_suffix(".parts")
 
 
 def _plan(config: PretrainConfig, folder: Path) -> tuple[Callable[[], Any], Callable[[Any, Item], Any], Any, str]:

@@ -32,7 +32,7 @@ def room(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/sel
                 lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
                 said = dict(line.split() for line in lines)
                 used = int((folder / names.used).read_text(encoding="ascii"))
-                found.append(limit - used + sum(int(said[name]) for name in names.files))
+                found.append(limit - used + sum(int(said.get(name, 0)) for name in names.files))
     return max(0, min(found)) if found else None
 
 

@@ -26,7 +26,7 @@ def do_train(argv: Sequence[str]) -> int:
     """Train one policy, or one a seed."""
     from s2robot.datasets import DemoDataset
     from s2robot.demo import run_schema, source_of
-    from s2robot.sweeps import everywhere
+    from s2robot.sweeps import alone_in, everywhere
 
     parser = command.parser(
         "train",
@@ -72,9 +72,11 @@ def do_train(argv: Sequence[str]) -> int:
         )
         for seed in seeds
     }
+    _one_or_many(Path(config.out), many=bool(options.seeds))  # encoding may have taken hours
     if launcher is LOCAL:
         for name, run in runs.items():
-            _train_one(dataset, source, options.validate, run, Path(config.out) / name, console)
+            with alone_in(Path(config.out) / name):
+                _train_one(dataset, source, options.validate, run, Path(config.out) / name, console)
     else:
         _train_elsewhere(launcher, dataset, source, options.validate, runs, Path(config.out), console)
     console.print(f"Now: s2robot eval {config.out}", highlight=False)

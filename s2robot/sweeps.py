@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from s2robot import remote
+from s2robot import locks, remote
 from s2robot.datasets import DemoDataset
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.frames import Frames
@@ -25,6 +25,8 @@ from s2robot.parcels import Parcel
 from s2robot.samples import Source
 
 What = TypeVar("What")
+RUN = ("config.yaml", "policy/**/*", "best/**/*", "validation.json", "episodes-*.jsonl")
+"""What of a folder is a run and travels: demonstrations and features may lie beside it."""
 
 
 class _Run(NamedTuple):
@@ -47,16 +49,25 @@ def do_runs(
 
     Args:
         inputs: what workers must see.
+
+    Raises:
+        Occupied: another process is at one of these runs.
     """
-    for name in runs:
-        (out / name).mkdir(parents=True, exist_ok=True)
-    pieces = (_Run(name, what, Parcel.of(out / name)) for name, what in runs.items())
+    pieces = (_Run(name, what, Parcel.of(out / name, RUN)) for name, what in runs.items())
     threads = torch.get_num_threads()
-    done = launcher.work(partial(_see, inputs), partial(_do, do, threads), pieces, cpus=threads)
-    with contextlib.closing(done):
+    with contextlib.ExitStack() as held:
+        for name in runs:
+            held.enter_context(alone_in(out / name))
+        done = launcher.work(partial(_see, inputs), partial(_do, do, threads), pieces, cpus=threads)
+        held.enter_context(contextlib.closing(done))
         for run, folder in done:
             folder.put(out / run.name, instead_of=run.so_far)
             yield run.name
+
+
+def alone_in(run: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of a run's folder. The lock in its policy/ is held where it is trained: here or on a worker."""
+    return locks.alone(run / ".lock", str(run))
 
 
 def inputs_of(dataset: DemoDataset, source: Source) -> tuple[Path, ...]:
@@ -87,4 +98,4 @@ def _do(do: Callable[[What, Path], None], threads: int, tool: None, run: _Run) -
             do(run.what, folder)  # type: ignore[arg-type]  # of the same mapping
         except InvalidInput as error:
             raise InvalidInput(str(error).replace(str(folder), run.name)) from error
-        return Parcel.of(folder)
+        return Parcel.of(folder, RUN)

@@ -99,12 +99,13 @@ def train(
     """
     kind = registry.policy_kind(policy)
     settings = settings_of(kind, dataset, source, encoder, policy, config)
-    hold_against(out, settings, {"policy": type(policy)(), "train": TrainConfig(), "encoder": EncoderConfig()})
-    if (out / "done").exists():
+    if _is_done(out, settings, policy):
         return out
     episodes = _episodes(dataset, config)
     out.mkdir(parents=True, exist_ok=True)
     with locks.alone(out / ".lock", str(out)), torch.random.fork_rng(devices=[]):
+        if _is_done(out, settings, policy):  # by whoever held the lock until now
+            return out
         files.sweep(out)
         if isinstance(source, FeatureStore):
             for store in (source, *source.versions):
@@ -125,6 +126,12 @@ def train(
         (out / "state.pt").unlink(missing_ok=True)
         (out / "done").touch()
     return out
+
+
+def _is_done(out: Path, settings: dict[str, Any], policy: Any) -> bool:
+    """Raises InvalidInput where something else was learned there, or is being."""
+    hold_against(out, settings, {"policy": type(policy)(), "train": TrainConfig(), "encoder": EncoderConfig()})
+    return (out / "done").exists()
 
 
 def load_policy(

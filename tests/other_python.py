@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -31,9 +33,15 @@ def run_there(name: str, file: str, *words: str, timeout: float = 900) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1", HERE: name}
     # Their warnings are not ours to mend.
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
-    done = subprocess.run(
-        [*command, f"tests/{file}", *words],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False,
+    process = subprocess.Popen(
+        [*command, f"tests/{file}", *words], cwd=ROOT, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    return done.stdout
+    try:
+        out, said = process.communicate(timeout=timeout)
+    finally:  # with the nodes and servers that it started: they would outlive it
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == 0, out[-3000:] + said[-2000:]
+    return out

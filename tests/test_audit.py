@@ -90,3 +90,27 @@ def test_the_list_of_vulnerabilities_says_when_it_was_not_reached() -> None:
         [sys.executable, str(ROOT / ".ci/audit.py")], env=nowhere, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and "not reached" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("pip_audit", "code", "words"),
+    [
+        ("raise SystemExit('a bug of its own')", 1, "a bug of its own"),
+        ("print('{}')", 1, "no list"),
+        ("import requests; raise requests.exceptions.ReadTimeout('slow')", 0, "not reached"),
+        ('print(\'{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}\')', 0, "1 of 1 packages"),
+        (None, 1, "no list"),
+    ],
+)
+def test_only_a_network_that_is_away_passes_for_nothing_known(
+    tmp_path: Path, pip_audit: str | None, code: int, words: str
+) -> None:
+    (tmp_path / "pip_audit").mkdir()
+    (tmp_path / "pip_audit" / "__init__.py").touch()  # with nothing beside it: not installed
+    if pip_audit is not None:
+        (tmp_path / "pip_audit" / "__main__.py").write_text(pip_audit)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / ".ci/audit.py")],
+        env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code and words in done.stdout

@@ -65,8 +65,10 @@ def test_frames_do_not_depend_on_workers_or_kills(tmp_path: Path) -> None:
     made = gather(CONFIG, tmp_path, quiet)
     np.testing.assert_array_equal(made.frames, expected_frames())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["footage.json", "frames.npy", "frames.npy.sha256"]
+    (tmp_path / "frames.parts").mkdir()  # as a kill leaves it that comes once the file is there
     again = gather(replace(CONFIG, workers=1), tmp_path, quiet)
     assert again.held_out == made.held_out
+    assert not (tmp_path / "frames.parts").exists()
 
 
 @pytest.mark.usefixtures("_striped")

@@ -22,7 +22,6 @@ from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.errors import InvalidInput, MissingExtra, S2RobotError, UnknownName, UsageError
 from s2robot.launchers import HERE, LOCAL, Launcher, find_launcher
 from s2robot.packed import PackedFrames
-from s2robot.parcels import Parcel
 from s2robot.slurm_launcher import SlurmLauncher
 
 UNWAITED = pytest.mark.filterwarnings(  # submitit does not wait for its local processes
@@ -183,24 +182,6 @@ def test_work_on_this_machine_imports_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_folder_travels_whole(tmp_path: Path) -> None:
-    there, here = tmp_path / "there", tmp_path / "here"
-    (there / "policy").mkdir(parents=True)
-    for name in ("policy/done", "policy/state.pt", "log.jsonl"):
-        (there / name).write_text(name)
-    before = Parcel.of(there)
-    assert set(before.contents) == {"policy/done", "policy/state.pt", "log.jsonl"}
-    with before.unpacked() as folder:
-        (folder / "policy/state.pt").unlink()
-        (folder / "policy/new").write_bytes(b"\x00")
-        after = Parcel.of(folder)
-    assert not folder.exists()
-    before.put(here)
-    after.put(here, instead_of=before)
-    assert Parcel.of(here) == after
-    assert set(Parcel.of(there, ["log.jsonl", "none"]).contents) == {"log.jsonl"}
 
 
 def test_packed_frames_are_those_of_the_file_and_damage_shows(tmp_path: Path) -> None:

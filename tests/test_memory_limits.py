@@ -36,6 +36,12 @@ def test_the_tightest_of_the_groups_around_us_counts(
     assert room(tmp_path, tmp_path / "none") is None
 
 
+def test_an_older_kernel_counts_fewer_kinds_of_pages(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("0::/job\n")
+    group(tmp_path / "job", (*V2[:2], "anon 7\ninactive_file 100\n"), "9000", 500)
+    assert room(tmp_path, tmp_path / "mine") == 9000 - 500 + 100
+
+
 def test_this_machine_says_something() -> None:
     free = machine.free_memory()
     assert free is None or 0 < free < 1 << 50

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from s2robot import cli, files
+from s2robot import cli, files, locks, training
+from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
@@ -91,6 +96,48 @@ def test_an_interrupted_run_does_not_go_on_with_other_demonstrations(dataset: Pa
         with pytest.raises(error):
             train(data, Frames(data), EncoderConfig(), policy, config, tmp_path / "run", progress=kill, device="cpu")
     assert (tmp_path / "run" / "state.pt").exists()
+
+
+def test_what_another_finished_just_before_is_not_done_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came to its end between our look and our lock."""
+    policy, data = CNNConfig(size=32, widths=(16,), components=4), DemoDataset(dataset)
+    config = TrainConfig(steps=2, batch=8)
+    done = train(data, Frames(data), EncoderConfig(), policy, config, tmp_path / "done", device="cpu")
+
+    @contextlib.contextmanager
+    def just_done(lock: Path, *_: Any) -> Iterator[None]:
+        shutil.copytree(done, lock.parent, dirs_exist_ok=True)
+        yield
+
+    def never(*_: Any) -> None:
+        raise AssertionError("it is trained again")
+
+    monkeypatch.setattr(training.locks, "alone", just_done)
+    arguments = (data, Frames(data), EncoderConfig(), policy)
+    assert (train(*arguments, config, tmp_path / "a", device="cpu", progress=never) / "done").exists()
+    with pytest.raises(InvalidInput, match="learned with other settings"):
+        train(*arguments, TrainConfig(steps=3, batch=8), tmp_path / "b", device="cpu", progress=never)
+
+
+def test_parts_that_a_kill_left_beside_the_finished_file_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, process = demos(tmp_path / "lift.hdf5", 0).path, subprocess.Popen(["true"])
+    process.wait()
+    for name in ("lift.hdf5.parts", f"lift.hdf5.parts.tmp-{process.pid}"):
+        (tmp_path / name).mkdir()
+        assert len(collect(CollectConfig("Lift"), path)) == 2
+        assert list(tmp_path.iterdir()) == [path]
+
+    @contextlib.contextmanager
+    def just_made(lock: Path, *_: Any, wait: bool) -> Iterator[None]:
+        demos(tmp_path / "other.hdf5", 0)
+        yield
+
+    monkeypatch.setattr(locks, "alone", just_made)
+    assert len(collect(CollectConfig("Lift"), tmp_path / "other.hdf5")) == 2
 
 
 def test_what_could_not_begin_binds_nobody(dataset: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from s2robot import cli, compare, files
+from s2robot import cli, compare, files, study_videos
 from s2robot import config as configuration
 from s2robot.datasets import DemoDataset
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
@@ -155,6 +155,33 @@ def test_the_telling_start_is_one_that_all_arms_met_and_half_of_them_fail() -> N
     assert telling_seed(outcomes) == 2
     outcomes["c"][3] = True
     assert telling_seed(outcomes) == 3
+
+
+def test_a_kill_while_filming_leaves_no_word_of_other_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = list(cells(read_study(written(tmp_path / "a.yaml"), seeds=[0])))
+    for k, cell in enumerate(every):
+        (tmp_path / cell.folder / "policy").mkdir(parents=True)
+        (tmp_path / cell.folder / "policy" / "policy.safetensors").write_bytes(b"weights")
+        for label in ("fast", "fast-light"):
+            with files.JsonLines(tmp_path / cell.folder / f"episodes-{label}.jsonl") as log:
+                log.write({"seed": 1, "success": bool(k), "steps": 1, "reward": 0.0, "ms": {}})
+    filmed: list[str] = []
+
+    def record(cell: Any, *_: Any) -> None:
+        if filmed == ["killed"]:
+            raise KeyboardInterrupt
+        filmed.append(cell.arm)
+
+    monkeypatch.setattr(study_videos, "_record", record)
+    for _ in range(2):
+        film(every, "", tmp_path)
+    assert filmed == ["s2", "base"]
+    film(every, "light", tmp_path)  # the same start and successes, but another picture
+    assert filmed == 2 * ["s2", "base"]
+    filmed[:] = ["killed"]
+    with pytest.raises(KeyboardInterrupt):
+        film(every, "", tmp_path)
+    assert not (tmp_path / "videos.json").exists()
 
 
 def test_an_unknown_arm_names_the_nearest(tmp_path: Path) -> None:

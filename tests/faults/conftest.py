@@ -25,9 +25,14 @@ Count = Callable[..., None]
 
 @pytest.fixture
 def count() -> Count:
-    """`count(kind, of, outcomes)`: outcomes by their words, all survived but those in `lost`."""
+    """`count(kind, of, outcomes)`: outcomes by their words, all survived but those in `lost`.
 
-    def add(kind: str, of: str, outcomes: dict[str, int], lost: int = 0) -> None:
+    `count(kind, of)` comes first: a test that fails before it can count has lost something.
+    """
+
+    def add(kind: str, of: str, outcomes: dict[str, int] | None = None, lost: int = 0) -> None:
+        if outcomes is None:
+            outcomes, lost = {"did not finish": 1}, 1
         tries = sum(outcomes.values())
         words = ", ".join(f"{number} {name}" for name, number in sorted(outcomes.items()) if number)
         row = {"kind": kind, "of": of, "tries": tries, "survived": tries - lost, "lost": lost, "what happened": words}

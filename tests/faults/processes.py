@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,29 @@ def context() -> Any:
 
 
 def start(target: Any, *arguments: Any) -> Any:
-    """A process that runs `target(*arguments)` as a session of its own."""
+    """A process that runs `target(*arguments)` as a session of its own, which it is when this returns."""
     process = context().Process(target=_lead, args=(target, *arguments))
     process.start()
+    while process.exitcode is None and not _leads(process.pid):
+        time.sleep(0.001)
     return process
+
+
+def _leads(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
+@contextlib.contextmanager
+def ended(process: Any) -> Iterator[Any]:
+    """Whatever happens within, none of its session outlives this: one that is stopped would for ever."""
+    try:
+        yield process
+    finally:
+        kill(members(process.pid))
+        process.join(GONE)
 
 
 def start_verb(words: Sequence[str], log: Path) -> Any:
@@ -40,10 +59,10 @@ def start_verb(words: Sequence[str], log: Path) -> Any:
 
 def run_verb(words: Sequence[str], log: Path) -> int:
     """To its end; returns the exit code."""
-    process = start_verb(words, log)
-    process.join(PATIENCE)
-    assert not process.is_alive(), f"{words} hangs: {log.read_text()[-2000:]}"
-    return int(process.exitcode)
+    with ended(start_verb(words, log)) as process:
+        process.join(PATIENCE)
+        assert not process.is_alive(), f"{words} hangs: {log.read_text()[-2000:]}"
+        return int(process.exitcode)
 
 
 def _lead(target: Any, *arguments: Any) -> None:
@@ -71,10 +90,26 @@ def members(session: int) -> list[int]:
     return sorted(found, key=lambda pid: (pid != session, pid))
 
 
-def kill(pids: Sequence[int]) -> None:
+def workers_of(session: int) -> list[int]:
+    """Those of its processes that work; multiprocessing's own, which tracks resources, is none."""
+    return [pid for pid in members(session)[1:] if "spawn_main" in _command(pid)]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def kill(pids: Sequence[int]) -> int:
+    """How many of them were still there to be killed."""
+    found = 0
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+            found += 1
+    return found
 
 
 def wait_until_gone(session: int) -> list[int]:

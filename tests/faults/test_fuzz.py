@@ -43,6 +43,7 @@ Count = Callable[..., None]
 
 def tried(count: Count, what: str, test: Any) -> None:
     """Run a property and count its examples."""
+    count("fuzzing", what)  # lost, until it is known better
     outcomes: dict[str, int] = {"right": 0, "clear error": 0}
     test(outcomes)
     count("fuzzing", what, outcomes)

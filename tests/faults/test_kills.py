@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from materials import Materials
-from processes import PATIENCE, kill, members, run_verb, start_verb, wait_until_gone
+from processes import PATIENCE, ended, kill, members, run_verb, start_verb, wait_until_gone, workers_of
 from verbs import VERBS, Verb
 
 pytestmark = [pytest.mark.faults, pytest.mark.sim]
@@ -30,6 +30,7 @@ A_RUN = 7  # kills, then it may finish
 def test_a_killed_verb_ends_with_the_same_bits(
     name: str, made: Materials, tmp_path: Path, count: Callable[..., None]
 ) -> None:
+    count("SIGKILL", name)  # lost, until it is known better
     verb, log = VERBS[name], tmp_path / "log"
     expected, seconds = _undisturbed(verb, made, tmp_path / "whole", log)
     rng, wanted = np.random.default_rng(len(name)), max(2, round(SCALE * KILLS[name]))
@@ -50,6 +51,8 @@ def test_a_killed_verb_ends_with_the_same_bits(
         killed, runs = killed + sum(kills.values()), runs + 1
         outcomes += kills
         lost += 0 if same else sum(kills.values())
+        if not same:
+            count("SIGKILL", name, outcomes, lost)
         assert same, f"after {dict(kills)}: exit code {code}\n{log.read_text()[-3000:]}"
     count("SIGKILL", name, outcomes, lost)
 
@@ -70,26 +73,25 @@ def _undisturbed(verb: Verb, made: Materials, out: Path, log: Path) -> tuple[dic
 
 
 def _kill_once(words: list[str], log: Path, rng: np.random.Generator, seconds: float) -> str | None:
-    """Start it and kill at a moment of the first `seconds`; who was killed, or None if it had ended."""
-    process, session = start_verb(words, log), None
-    process.join(float(rng.uniform(0.02, 0.95)) * seconds)
-    session = process.pid
-    if process.exitcode is not None:
-        assert process.exitcode == 0, log.read_text()[-3000:]
+    """Start it and kill at a moment of the first `seconds`; who was killed, or None if there was nobody any more."""
+    with ended(start_verb(words, log)) as process:
+        process.join(float(rng.uniform(0.02, 0.95)) * seconds)
+        if process.exitcode is not None:
+            assert process.exitcode == 0, log.read_text()[-3000:]
+            return None
+        workers, dice = workers_of(process.pid), rng.random()
+        if dice < 0.4:
+            who, chosen = "all at once", members(process.pid)
+        elif dice < 0.7 or not workers:
+            who, chosen = "the first process", [process.pid]
+        else:
+            who, chosen = "a worker", [workers[int(rng.integers(len(workers)))]]
+        killed = kill(chosen)
+        process.join(PATIENCE)
+        assert process.exitcode is not None, f"it hangs after {who} was killed: {log.read_text()[-2000:]}"
+        left = wait_until_gone(process.pid)
+        assert not left, f"{len(left)} processes outlived {who}"
+        if killed and (process.exitcode != 0 or who == "a worker"):
+            return who
+        assert process.exitcode == 0, log.read_text()[-3000:]  # it ended just before
         return None
-    there, dice = members(session), rng.random()
-    if dice < 0.4:
-        kill(there)
-        who = "all at once"
-    elif dice < 0.7 or len(there) < 2:
-        kill([session])
-        who = "the first process"
-    else:
-        kill([there[int(rng.integers(1, len(there)))]])
-        who = "a worker"
-    process.join(PATIENCE)
-    assert process.exitcode is not None, f"it hangs after {who} was killed: {log.read_text()[-2000:]}"
-    left = wait_until_gone(session)
-    kill(left)
-    assert not left, f"{len(left)} processes outlived {who}"
-    return who

@@ -14,7 +14,7 @@ import mutations
 import pytest
 import readers
 from materials import Materials
-from processes import context
+from processes import PATIENCE, context, ended, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.sim]
 
@@ -24,13 +24,14 @@ KINDS = list(readers.kinds())
 
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
 def test_damage_is_seen(kind: readers.Kind, made: Materials, tmp_path: Path, count: Callable[..., None]) -> None:
+    count("damaged file", kind.name)  # lost, until it is known better
     ours, theirs = context().Pipe()
-    number = [each.name for each in KINDS].index(kind.name)
-    process = context().Process(target=_judge, args=(number, made, tmp_path, max(4, round(SCALE * kind.tries)), theirs))
-    process.start()
-    theirs.close()
-    outcomes, lost = ours.recv()
-    process.join()
+    number, tries = [each.name for each in KINDS].index(kind.name), max(4, round(SCALE * kind.tries))
+    with ended(start(_judge, number, made, tmp_path, tries, theirs)) as process:
+        theirs.close()
+        assert ours.poll(PATIENCE + tries * mutations.PATIENCE), "whoever damages files hangs itself"
+        outcomes, lost = ours.recv()
+        process.join(PATIENCE)
     count("damaged file", kind.name, outcomes, len(lost))
     assert not lost, f"{len(lost)} lost:\n" + "\n".join(lost[:3])
 
