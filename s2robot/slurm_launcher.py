@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -83,7 +84,8 @@ class SlurmLauncher:
                     # One that may have taken a job with it goes alone: others are not to be lost with it again.
                     together = 1 if pieces.waiting[0].lost else min(self.pieces, len(pieces.waiting))
                     asked = [pieces.waiting.popleft() for _ in range(together)]
-                    with one_thread_environment():  # jobs inherit it
+                    with one_thread_environment():  # jobs inherit it; what it changes it puts back
+                        os.environ["OMP_NUM_THREADS"] = str(cpus)
                         jobs[executor.submit(_answer, make, answer, [piece.item for piece in asked])] = asked
                 for job in [job for job in jobs if job.done()]:
                     asked = jobs.pop(job)

@@ -37,7 +37,7 @@ from s2robot.runs import SEED_FOLDER
 from s2robot.study_page import write_page
 from s2robot.study_results import tabulate
 from s2robot.study_videos import film
-from s2robot.sweeps import do_runs, everywhere, inputs_of
+from s2robot.sweeps import alone_in, do_runs, everywhere, inputs_of
 from s2robot.training import train
 
 LISTS = ("levels", "seeds", "shifts")
@@ -186,7 +186,8 @@ def _run_study(
 
 def _one_by_one(every: Sequence[Cell], seen: Seen, shifts: Sequence[str], out: Path, console: Console) -> Iterator[str]:
     for cell in every:
-        run_cell(seen, shifts, cell, out / cell.folder, console)
+        with alone_in(out / cell.folder):
+            run_cell(seen, shifts, cell, out / cell.folder, console)
         yield cell.folder
 
 
