@@ -104,7 +104,10 @@ class ConvReadout(nn.Module):
 
 
 class FlatReadout(nn.Module):
-    """All numbers of the map as they are: nothing to learn, and wide. For a policy with a bottleneck behind it."""
+    """All numbers of the map as they are: nothing to learn, wide, and for the goal what is behind must care.
+
+    For a policy with a bottleneck behind it.
+    """
 
     def __init__(self, views: int, channels: int, grid: tuple[int, int], **unused: int) -> None:
         super().__init__()
