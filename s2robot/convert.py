@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from s2robot import locks
 from s2robot.datasets import DemoDataset, EpisodeParts, merge
 from s2robot.episodes import Episode
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
@@ -30,8 +31,18 @@ def to_s2robot(
 
     Returns:
         The dataset, and what could not be read and is left out: {episode: why}.
+
+    Raises:
+        Occupied: another process converts into it.
     """
     path = Path(path)
+    with locks.alone(path.with_name(f".{path.name}.lock"), str(path)):
+        return _to_s2robot(source, path, episodes, report)
+
+
+def _to_s2robot(
+    source: Demonstrations, path: Path, episodes: Sequence[int] | None, report: Report
+) -> tuple[DemoDataset, dict[str, str]]:
     if path.exists():
         raise InvalidInput(f"{path} is there already. Convert into another file, or remove it: rm {path}")
     chosen = list(range(len(source)) if episodes is None else episodes)

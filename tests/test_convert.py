@@ -9,7 +9,7 @@ import pytest
 from test_dataset_view import damage_frames
 from test_datasets import make_episode, robomimic_file, write
 
-from s2robot import cli
+from s2robot import cli, locks
 from s2robot.convert import to_s2robot
 from s2robot.datasets import DemoDataset, EpisodeParts
 from s2robot.errors import InvalidInput, OutOfSpace, S2RobotError
@@ -37,6 +37,8 @@ def test_some_of_ours_keep_their_seeds_and_content(tmp_path: Path) -> None:
     assert whole.fingerprint == source.fingerprint
     with pytest.raises(InvalidInput, match="rm "):
         to_s2robot(source, tmp_path / "c.hdf5")
+    with locks.alone(tmp_path / ".d.hdf5.lock", "d.hdf5"), pytest.raises(locks.Occupied, match="in use by process"):
+        to_s2robot(source, tmp_path / "d.hdf5")
 
 
 def test_a_stopped_conversion_goes_on_and_another_is_not_mixed_in(tmp_path: Path) -> None:
