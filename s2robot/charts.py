@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-COLOURS = ("#2f78d0", "#d9730d", "#2e9e6b", "#b4479f", "#8a7a2f")
+COLOURS = ("#2f78d0", "#d9730d", "#2e9e6b", "#b4479f", "#8a7a2f", "#c23b4e", "#2b9aa3", "#6a5acd", "#7d7d7d")
 WIDTH, HEIGHT = 640, 330
 LEFT, RIGHT, TOP, BOTTOM = 66, 610, 64, 270  # the plot's box; the rest is for words
 MOST_POINTS = 600  # a series longer than this is drawn by its extremes: no eye sees the difference
@@ -77,13 +77,19 @@ def mark_chart_svg(marks: Sequence[Mark], title: str, x_label: str, y_label: str
     ends = [(mark.x, y) for mark in marks for y in (mark.low, mark.high)]
     axes = _Axes.around(ends, floor=0.0)
     parts = axes.svg(x_label, y_label)
-    right, room = (LEFT + RIGHT) / 2, 8
-    for place, index in enumerate(sorted(range(len(marks)), key=lambda k: (marks[k].x, marks[k].y))):
+    named: list[tuple[float, float, float]] = []  # of the names that stand: from where to where, and how high
+    for index in sorted(range(len(marks)), key=lambda k: marks[k].y):  # upwards, so that names pile up as marks do
         mark = marks[index]
         x, y, colour = axes.x(mark.x), axes.y(mark.y), _colour(index)
         parts += [_whisker(axes, mark.x, mark.low, mark.high, colour), _disc(x, y, colour=colour)]
-        at = (x + room, "start") if x < right else (x - room, "end")
-        parts.append(_text(at[0], y + (14 if place % 2 else -4), mark.name, at[1]))  # neighbours above and below
+        begins = x < (LEFT + RIGHT) / 2
+        width, at = 8 * len(mark.name), x + 8 if begins else x - 8
+        left, height = at if begins else at - width, y + 4
+        for other_left, other_right, other in named:
+            if left < other_right and other_left < left + width:
+                height = min(height, other - 14)
+        named.append((left, left + width, height))
+        parts.append(_text(at, height, mark.name, "start" if begins else "end"))
     return _svg(title, parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from xml.etree import ElementTree
 
@@ -114,3 +115,13 @@ def test_a_mark_keeps_its_colour_wherever_it_lies() -> None:
         return [each.attrib["style"] for each in sorted(circles, key=lambda each: float(each.attrib["cx"]))]
 
     assert colours((1, 2)) == colours((2, 1))[::-1]
+
+
+def test_names_of_near_marks_stand_in_the_order_of_their_values_and_apart() -> None:
+    values = {"s2": 71.0, "base": 71.0, "finest": 70.0, "random": 56.0, "wide": 74.5}
+    marks = [Mark(2.0 if name != "wide" else 2.01, y, y - 9, y + 9, name) for name, y in values.items()]
+    found = ElementTree.fromstring(mark_chart_svg([*marks, Mark(0.4, 71, 60, 80, "far")], "t", "x", "y"))
+    heights = {each.text: float(each.attrib["y"]) for each in found.iter() if each.tag.endswith("text")}
+    upwards = sorted(values, key=lambda name: -heights[name])
+    assert [values[name] for name in upwards] == sorted(values.values())
+    assert all(heights[low] - heights[high] >= 13 for low, high in itertools.pairwise(upwards))
