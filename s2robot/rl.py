@@ -265,6 +265,7 @@ def _dataset(config: RLConfig) -> DemoDataset | None:
                 f"{config.algorithm} begins from demonstrations (--demos.path DEMOS.hdf5)"
                 + (" and a policy cloned from them (--demos.prior RUN)" if wants_prior else "")
                 + f": {option} is missing"
+                + ("" if wants_prior else ". To learn from nothing: --learn.demos 0")
             )
         if given and not wants:
             raise InvalidInput(f"{config.algorithm} makes no use of {option} (now {given}): leave it out")
