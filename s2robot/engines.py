@@ -12,6 +12,7 @@ and gives the backbone's own numbers: to 1e-4 in fp32, checked on every runner b
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2robot import graphs, threads
 from s2robot.backbones import FrozenViT
@@ -113,15 +114,34 @@ def find_device(device: str | torch.device | None) -> torch.device:
 
 
 def _torch_runner(backbone: FrozenViT, precision: str, device: torch.device) -> Runner:
-    cast = precision in ("bf16", "fp16")
+    dtype = PRECISIONS[precision] if precision in ("bf16", "fp16") else None
+    network = _cast(backbone, dtype) if dtype else backbone
 
     def run(tiles: Tensor) -> tuple[Tensor, Tensor]:
         # Off inside unless asked for: features made in a mixed-precision training loop must equal the stored ones.
-        with torch.autocast(device.type, dtype=PRECISIONS[precision] if cast else None, enabled=cast):
-            prefix, grid = backbone(tiles)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            prefix, grid = network(tiles)
         return prefix, grid
 
     return run
+
+
+def _cast(backbone: FrozenViT, dtype: torch.dtype) -> FrozenViT:
+    """The backbone with what autocast would cast at every call cast already: the same features to the bit.
+
+    Weights of matrix products are copied, all others shared. Of a model of somebody's own nothing is known, so it
+    stays as it is.
+    """
+    if backbone.is_own_code:
+        return backbone
+    memo = {id(parameter): parameter for parameter in backbone.model.parameters()}
+    with torch.inference_mode(False), torch.no_grad():
+        for module in backbone.model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                for parameter in module.parameters(recurse=False):
+                    memo[id(parameter)] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+        model = copy.deepcopy(backbone.model, memo)  # what the memo holds is taken from it
+    return FrozenViT(model, backbone.name, backbone.contract, tile=backbone.tile, distribution=backbone.distribution)
 
 
 def _inductor_runner(backbone: FrozenViT, precision: str, device: torch.device) -> Runner:

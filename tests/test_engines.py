@@ -158,6 +158,38 @@ def test_features_can_be_trained_on_and_written_to(engine: str) -> None:
         assert torch.equal(encoder(frames).map, kept)
 
 
+def profiled(run: Callable[[Tensor], Any], tiles: Tensor) -> tuple[Any, int]:
+    """What it answers, and how often it cast something meanwhile."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as calls:
+        answer = run(tiles)
+    return answer, sum(each.key == "aten::_to_copy" for each in calls.events())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_half_precision_is_what_autocast_computes_and_casts_no_weight_twice(case: str) -> None:
+    make, _ = CASES[case]
+    backbone = make("torch").backbone
+    tiles = torch.randn(2, 3, *backbone.tile, generator=torch.Generator().manual_seed(0))
+    run = Engine("torch", "bf16", CPU).runner(backbone)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, before = profiled(backbone, tiles)
+    with torch.no_grad():
+        got, now = profiled(run, tiles)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, expected, strict=True))
+    products = sum(isinstance(module, torch.nn.Linear | torch.nn.Conv2d) for module in backbone.modules())
+    assert before - now >= products  # at least the weights'
+    assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}  # others use them too
+
+
+def test_half_precision_follows_weights_that_are_loaded_anew() -> None:
+    encoder = small_encoder(engine="torch", precision="bf16")
+    frames = random_frames(64, 64, 3)
+    before = encoder(frames).map.clone()
+    changed = {key: value * 1.1 for key, value in encoder.backbone.state_dict().items()}
+    encoder.backbone.load_state_dict(changed)
+    assert not torch.equal(encoder(frames).map, before)
+
+
 def test_int8_sees_nearly_the_same() -> None:
     require("onnxruntime")
     whole = load_encoder(engine="torch", device="cpu")
