@@ -80,7 +80,7 @@ def _bench(
     if config.baseline:
         jobs["baseline"] = plain_definition(first, frames)
     seconds = time_in_turn(jobs, config.runs, config.warmup, first.device, told)
-    peak = matmul_peak(first.device)
+    peak = matmul_peak(first.device, config.encoder.precision)
     cost = flops.encoder_cost(first, frame).gflops * batch * config.views
     rows = []
     for name, encoder in arms.items():
@@ -147,11 +147,11 @@ def time_in_turn(
 
 
 @functools.cache
-def matmul_peak(device: torch.device) -> float:
-    """The best fp32 matrix product this device does now [GFLOP/s, multiplications and additions]."""
-    best = 0.0
+def matmul_peak(device: torch.device, precision: str = "fp32") -> float:
+    """The best matrix product this device does now [GFLOP/s, multiplications and additions], int8 counted as fp32."""
+    best, dtype = 0.0, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     for size in PEAK_SIZES:
-        a, b = (torch.randn(size, size, device=device) for _ in range(2))
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         rates = time_in_turn({"": functools.partial(torch.mm, a, b)}, 10, 3, device)[""]
         best = max(best, 2 * size**3 / min(rates) / 1e9)
     return best

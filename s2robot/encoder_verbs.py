@@ -75,9 +75,10 @@ def _bench_encoder(argv: Sequence[str]) -> int:
     for table in (_speed_table(result["rows"]), _cost_table(result["rows"])):
         console.print(table)
     peak = max(row["peak_gflops"] for row in result["rows"])
+    where, on_gpu = result["machine"], any("cuda" in row["engine"] for row in result["rows"])
+    what = where["gpu"] if on_gpu else f"{where['cpu']}, {where['cores']} cores"
     console.print(
-        f"{result['machine']['cpu']}, {result['machine']['cores']} cores; its matrix products reach {peak:.0f} GFLOP/s",
-        highlight=False,
+        f"{what}; its matrix products in {config.encoder.precision} reach {peak:.0f} GFLOP/s", highlight=False
     )
     return 0
 

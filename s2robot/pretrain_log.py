@@ -85,13 +85,10 @@ class Journal:
 
 
 def percent_of_peak(config: PretrainConfig, images_per_second: float, device: torch.device, world: int = 1) -> float:
-    """How much of the best fp32 matrix product of these processors training makes use of.
-
-    More than 100 is possible where training does not compute in fp32.
-    """
+    """How much of these processors' best matrix product, at the precision it trains in, training makes use of."""
     from s2robot.bench import matmul_peak
 
-    return 100 * 2 * multiply_adds(config) * images_per_second / (world * matmul_peak(device) * 1e9)
+    return 100 * 2 * multiply_adds(config) * images_per_second / (world * matmul_peak(device, config.precision) * 1e9)
 
 
 def _circumstances(start: int, here: Ranks, device: torch.device) -> dict[str, Any]:

@@ -61,6 +61,20 @@ def test_rows_are_finite_plain_numbers() -> None:
     assert ratio == pytest.approx(2, rel=0.01)  # two operations a multiply-add
 
 
+def test_the_share_of_the_peak_is_of_the_peak_at_that_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {"fp32": 100.0, "bf16": 400.0}
+    monkeypatch.setattr(bench, "matmul_peak", lambda device, precision: peaks[precision])
+    for precision, peak in peaks.items():
+        encoder = dataclasses.replace(TINY, precision=precision)
+        row = bench_encoders(config(encoder=encoder, baseline=False, batches=(1,)))["rows"][0]
+        assert row["peak_gflops"] == peak
+        assert row["percent_of_peak"] == pytest.approx(100 * 2 * row["gflops"] / (1e-3 * row["p50_ms"]) / peak)
+
+
+def test_half_precision_has_a_peak_of_its_own() -> None:
+    assert bench.matmul_peak(torch.device("cpu"), "bf16") != bench.matmul_peak(torch.device("cpu"))
+
+
 def test_every_encoder_batch_and_engine_has_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     arms: list[list[str]] = []
 
@@ -69,7 +83,7 @@ def test_every_encoder_batch_and_engine_has_its_row(monkeypatch: pytest.MonkeyPa
         return {name: [0.5] * runs for name in jobs}
 
     monkeypatch.setattr(bench, "time_in_turn", spy)
-    monkeypatch.setattr(bench, "matmul_peak", lambda device: 100.0)
+    monkeypatch.setattr(bench, "matmul_peak", lambda device, precision: 100.0)
     names = ("s2robot-tiny", "timm:vit_tiny_patch16_224")
     result = bench_encoders(config(encoders=names, engines=("torch", "inductor"), batches=(1, 3), baseline=False))
     told = [(row["encoder"], row["batch"], row["engine"].split()[0]) for row in result["rows"]]

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of 100 GFLOP/s, which need not be measured."""
-    monkeypatch.setattr(bench, "matmul_peak", lambda device: 100.0)
+    monkeypatch.setattr(bench, "matmul_peak", lambda device, precision: 100.0)
     monkeypatch.setattr(pretrain, "LOG_EVERY", 3)
 
 
