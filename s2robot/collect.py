@@ -7,6 +7,7 @@ random command to arm and fingers, shows the way out of a missed grasp.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -205,6 +206,5 @@ def _demonstrate(config: CollectConfig, env: RobosuiteEnv, seed: int) -> tuple[b
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("mujoco", "robosuite", "numpy")}
+    # As they say themselves: one may be a checkout that was never installed.
+    return {name: importlib.import_module(name).__version__ for name in ("mujoco", "robosuite", "numpy")}

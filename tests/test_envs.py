@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import gymnasium
@@ -327,6 +328,19 @@ def test_the_goal_is_in_the_demonstrations(tmp_path: Path) -> None:
         observation, _ = env.reset(seed=episode.seed)
         assert (episode.goal == observation[GOAL]).all()
     env.close()
+
+
+def test_demonstrations_name_the_versions_of_a_checkout_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from s2robot.collect import CollectConfig, collect
+
+    known = {name: metadata.version(name) for name in ("mujoco", "robosuite", "numpy")}
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)  # on PYTHONPATH, never installed
+    dataset = collect(CollectConfig(task="Reach", demos=1, frame_size=32, workers=1), tmp_path / "demos.hdf5")
+    assert dataset.env_args["versions"] == known
 
 
 def test_stock_lift_starts_where_robosuites_does() -> None:
