@@ -47,7 +47,7 @@ def bucket(request: pytest.FixtureRequest, tmp_path: Path, cache: Path) -> Itera
 def _s3() -> Iterator[str]:
     """A server that speaks S3, in this process."""
     pytest.importorskip("s3fs", reason="pip install 's2robot[s3]'")
-    moto = pytest.importorskip("moto.server", reason="pip install 'moto[server]', a local S3")
+    moto = pytest.importorskip("moto.server", reason="pip install 'moto[s3]' flask flask-cors, a local S3")
     import s3fs
 
     server = moto.ThreadedMotoServer("127.0.0.1", 0)
@@ -181,6 +181,7 @@ def test_what_cannot_be_reached_says_why(cache: Path, monkeypatch: pytest.Monkey
     with pytest.raises(InvalidInput, match=r"rubbish://a/b: Protocol not known: rubbish"):
         DemoDataset("rubbish://a/b")
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # an earlier test's
     fsspec.config.conf.clear()
     with pytest.raises((MissingExtra, S2RobotError), match=r"pip install 's2robot\[s3\]'"):
         DemoDataset("s3://nobody/b.hdf5")
