@@ -58,7 +58,7 @@ def line_chart_svg(series: Sequence[Series], title: str, x_label: str, y_label: 
     every = [point for line in points for point in line]
     ends = [(x, y) for s in series for whisker in (s.low, s.high) for x, y in zip(s.x, whisker, strict=False)]
     axes = _Axes.around([*every, *ends], log_y=log_y)
-    parts = [*axes.svg(x_label, y_label), *_legend([s.name for s in series])]
+    parts = [*axes.svg(x_label, y_label), *_legend([s.name for s in series], y_label)]
     for index, line in enumerate(points):
         colour = _colour(index)
         path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in _thin(line))
@@ -96,7 +96,7 @@ def mark_chart_svg(marks: Sequence[Mark], title: str, x_label: str, y_label: str
 def dot_chart_svg(dots: Sequence[Dot], names: tuple[str, str], title: str, x_label: str, y_label: str) -> str:
     """One mark a thing. `names` says in the legend what a disc and what a cross means."""
     axes = _Axes.around([(dot.x, dot.y) for dot in dots], floor=0.0)
-    parts = [*axes.svg(x_label, y_label), *_legend(names, crossed=1)]
+    parts = [*axes.svg(x_label, y_label), *_legend(names, y_label, crossed=1)]
     for dot in dots:
         x, y, tip = axes.x(dot.x), axes.y(dot.y), f"<title>{escape(dot.label)}</title>"
         mark = _cross(x, y, tip) if dot.crossed else _disc(x, y, tip)
@@ -161,13 +161,15 @@ def _text(x: float, y: float, words: str, anchor: str = "start", weight: str = "
     )
 
 
-def _legend(names: Sequence[str], crossed: int = -1) -> list[str]:
+def _legend(names: Sequence[str], y_label: str, crossed: int = -1) -> list[str]:
     """In the upper right, last name last; only needed when there is something to tell apart."""
     if len(names) < 2:
         return []
     parts, right = [], float(RIGHT)
+    beside = right - 8 * len(y_label) - 30 * len(names)  # the label stands at the left, each mark takes 30
+    letter = min(9.5, max(6.5, beside / max(1, len("".join(names)))))  # room for the larger text of narrow screens
     for index, name in reversed(list(enumerate(names))):
-        right -= 9.5 * len(name)  # room for the larger text of narrow screens
+        right -= letter * len(name)
         parts.append(_text(right, TOP - 20, name))
         right -= 13
         mark = _cross(right, TOP - 25) if index == crossed else _disc(right, TOP - 25, colour=_colour(index))

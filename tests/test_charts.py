@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -125,3 +126,10 @@ def test_names_of_near_marks_stand_in_the_order_of_their_values_and_apart() -> N
     upwards = sorted(values, key=lambda name: -heights[name])
     assert [values[name] for name in upwards] == sorted(values.values())
     assert all(heights[low] - heights[high] >= 13 for low, high in itertools.pairwise(upwards))
+
+
+def test_the_legend_leaves_room_for_what_the_axis_is_called() -> None:
+    names = ["reach-attention", "reach-features (3 seeds)", "reach-state"]
+    svg = line_chart_svg([Series(name, [0, 1], [0, 1]) for name in names], "", "steps", "success [%]")
+    marks = [float(x) for x in re.findall(r'<circle cx="([\d.]+)" cy="39', svg)]
+    assert len(marks) == 3 and min(marks) > 8 * len("success [%]")
