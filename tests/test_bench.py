@@ -71,8 +71,20 @@ def test_the_share_of_the_peak_is_of_the_peak_at_that_precision(monkeypatch: pyt
         assert row["percent_of_peak"] == pytest.approx(100 * 2 * row["gflops"] / (1e-3 * row["p50_ms"]) / peak)
 
 
-def test_half_precision_has_a_peak_of_its_own() -> None:
-    assert bench.matmul_peak(torch.device("cpu"), "bf16") != bench.matmul_peak(torch.device("cpu"))
+@pytest.mark.parametrize(("precision", "dtype"), [
+    ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("int8", torch.float32),
+])  # fmt: skip
+def test_the_peak_is_of_products_at_that_precision(
+    precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiplied: set[torch.dtype] = set()
+
+    def spy(a: torch.Tensor, b: torch.Tensor) -> None:
+        multiplied.update({a.dtype, b.dtype})
+
+    monkeypatch.setattr(torch, "mm", spy)
+    assert bench.matmul_peak(torch.device("cpu"), precision) > 0
+    assert multiplied == {dtype}
 
 
 def test_every_encoder_batch_and_engine_has_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
