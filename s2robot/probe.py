@@ -202,9 +202,14 @@ def _blind(config: ProbeConfig, data: ProbeData) -> dict[str, float]:
 
 
 def differences(counts: Scores, encoders: Sequence[str], readouts: Sequence[str]) -> list[dict[str, Any]]:
-    """Every encoder against the first, read-out by read-out; every read-out against the first, within an encoder."""
+    """Paired differences.
+
+    Every encoder against the first, read-out by read-out; every read-out against the first, within an encoder; and
+    the first encoder's later read-outs against the others' first: a small net at more scales against a larger one.
+    """
     pairs = [((name, each), (encoders[0], each)) for each in readouts for name in encoders[1:]]
     pairs += [((name, each), (name, readouts[0])) for name in encoders for each in readouts[1:]]
+    pairs += [((encoders[0], each), (name, readouts[0])) for name in encoders[1:] for each in readouts[1:]]
     return list(_compared(counts, pairs))
 
 

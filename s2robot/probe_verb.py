@@ -142,6 +142,8 @@ def _tell(result: dict[str, Any], console: Console, out: Path) -> None:
     console.width = console.width if console.is_terminal else 170  # a file or a pipe has no right edge
     for name in result["config"]["probes"]:
         console.print(_table(name, result))
+        for line in _across(measures_of(name)[0], result):
+            console.print(line, highlight=False, soft_wrap=True)
     n, seeds = result["n"], result["config"]["seeds"]
     console.print(
         f"Heads fitted on {n['train']} scenes (a tenth of them to choose by), scored on {n['test']} others; {seeds} "
@@ -190,6 +192,17 @@ def _against(row: dict[str, Any], measure: Measure, differences: Sequence[dict[s
         if asked == ([row["encoder"], row["readout"]], row["readout"], measure.name):
             return f"{found['difference']:+.3f} {'resolved' if found['resolved'] else 'not resolved'}"
     return ""
+
+
+def _across(measure: Measure, result: dict[str, Any]) -> Iterator[str]:
+    """The first encoder's later read-outs against the others' first: more scales, or another net?"""
+    first = result["config"]["encoders"][0]
+    for found in result["differences"]:
+        (a, with_), (b, of) = found["a"], found["b"]
+        if found["measure"] == measure.name and a == first != b and with_ != of:
+            resolved = "resolved" if found["resolved"] else "not resolved"
+            interval = rf"\[{found['low']:.3f}, {found['high']:.3f}]"
+            yield f"{a} with {with_} less {b} with {of}: {found['difference']:+.3f} {interval}, {resolved}"
 
 
 def _picture(rows: Sequence[dict[str, Any]]) -> str:

@@ -80,6 +80,14 @@ def test_finds_what_features_hold_and_nothing_in_those_of_other_scenes(scenes: P
         found = against["blind", "base", measure]
         assert found["resolved"] and (found["difference"] < 0) == MEASURES[measure].higher_is_better
     assert not against["see", "finest", "contact/map"]["resolved"]  # either knows all
+    across = [
+        found for found in result["differences"] if (found["a"], found["b"]) == (["see", "finest"], ["blind", "base"])
+    ]
+    assert {found["measure"] for found in across} > set(least) and all(
+        (found["difference"] > 0) == MEASURES[found["measure"]].higher_is_better
+        for found in across
+        if found["measure"] in least
+    )
     row = result["rows"][1]
     assert (row["readout"], row["channels"], row["grid"], row["sizes"]) == ("finest", 14, [16, 16], [64, 128])
     assert row["iou"]["table"] > 0.5 and row["iou"]["arm"] is None
