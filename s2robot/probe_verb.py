@@ -157,7 +157,7 @@ def _table(probe_name: str, result: dict[str, Any]) -> Table:
     better = "higher" if measures[0].higher_is_better else "lower"
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left", title_style="bold")
     table.title = f"\n{ABOUT[probe_name]} ({better} is better)"
-    first = result["config"]["encoders"][0]
+    first = _called(result["config"]["encoders"][0], result)
     for head in ("encoder", "read-out"):
         table.add_column(head)
     for measure in measures:
@@ -173,7 +173,11 @@ def _table(probe_name: str, result: dict[str, Any]) -> Table:
         table.add_column(f"against {first}", justify="right", min_width=20)
     for row in result["rows"]:
         scores = [row["scores"][measure.name] for measure in measures]
-        cells = [row["encoder"], row["readout"], *[_interval(score, k == 0) for k, score in enumerate(scores)]]
+        cells = [
+            _called(row["encoder"], result),
+            row["readout"],
+            *[_interval(score, k == 0) for k, score in enumerate(scores)],
+        ]
         cells.append(f"{scores[0]['seed_sd']:.3f}")
         table.add_row(*cells, *([_against(row, measures[0], result["differences"])] if versus else []))
     table.add_row("(without an image)", "", *[f"{result['blind'][measure.name]:.3f}" for measure in measures])
@@ -194,6 +198,13 @@ def _against(row: dict[str, Any], measure: Measure, differences: Sequence[dict[s
     return ""
 
 
+def _called(encoder: str, result: dict[str, Any]) -> str:
+    """NAME of a NAME=FILE, where it names no other."""
+    names = [each.partition("=")[0] for each in result["config"]["encoders"]]
+    name = encoder.partition("=")[0]
+    return name if names.count(name) == 1 else encoder
+
+
 def _across(measure: Measure, result: dict[str, Any]) -> Iterator[str]:
     """The first encoder's later read-outs against the others' first: more scales, or another net?"""
     first = result["config"]["encoders"][0]
@@ -202,7 +213,8 @@ def _across(measure: Measure, result: dict[str, Any]) -> Iterator[str]:
         if found["measure"] == measure.name and a == first != b and with_ != of:
             resolved = "resolved" if found["resolved"] else "not resolved"
             interval = rf"\[{found['low']:.3f}, {found['high']:.3f}]"
-            yield f"{a} with {with_} less {b} with {of}: {found['difference']:+.3f} {interval}, {resolved}"
+            what = f"{_called(a, result)} with {with_} less {_called(b, result)} with {of}"
+            yield f"{what}: {found['difference']:+.3f} {interval}, {resolved}"
 
 
 def _picture(rows: Sequence[dict[str, Any]]) -> str:

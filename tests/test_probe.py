@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_scenes import Averager, SquareScenes, quiet, subject
 
-from s2robot import cli, files, probe_tasks, registry
+from s2robot import cli, files, probe_tasks, probe_verb, registry
 from s2robot import probe as probing
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 from s2robot.files import read_jsonl
@@ -260,7 +260,8 @@ def test_verb_tells_people_in_tables_and_programs_in_json(
     assert cli.main(words) == 0
     told = " ".join(capsys.readouterr().out.split())
     for part in ("position of four cubes", "segmentation of both views", "see", "finest", "without an image",
-                 "resolved", "against see", "scored on 40 others", "1 seeds"):  # fmt: skip
+                 "resolved", "against see", "see with finest less blind with base: -", "scored on 40 others",
+                 "1 seeds"):  # fmt: skip
         assert part in told
     assert (tmp_path / "probe.svg").read_text().startswith("<svg")
     assert cli.main([*words, "--json"]) == 0
@@ -269,6 +270,12 @@ def test_verb_tells_people_in_tables_and_programs_in_json(
     about = {"command", "config", "n", "data_fingerprint", "machine", "versions", "git"}
     assert result.keys() == about | {"rows", "blind", "differences"}
     assert result["command"].startswith("s2robot probe --encoders see,blind --train 120")
+
+
+def test_weights_are_called_by_name_unless_that_is_anothers_too() -> None:
+    result = {"config": {"encoders": ["mine=a.safetensors", "s2robot-tiny", "s2robot-tiny=b.safetensors"]}}
+    called = [probe_verb._called(each, result) for each in result["config"]["encoders"]]
+    assert called == ["mine", "s2robot-tiny", "s2robot-tiny=b.safetensors"]
 
 
 def test_quick_asks_less_but_for_what_is_said_besides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
