@@ -7,8 +7,9 @@ make of the last T looks.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 TOKENS = ("map", "mean", "cls")
 SHARES = ("proprioception_dropout", "token_dropout", "dropout")  # hyper-parameters of any kind of policy that has them
 COUNTS = ("components", "queries", "key_width", "value_width", "hidden", "modes", "width", "heads", "times", "steps")
+FIT_ROWS, FIT_BYTES = 400, 1 << 29  # what a compression is fitted to
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,13 @@ class Neck(nn.Module, ABC):
         if config.proprioception_dropout:
             state = state * (torch.rand_like(state[:, :1]) >= config.proprioception_dropout)
         return compressed, state
+
+
+def rows_to_fit(shape: Sequence[int], count: int) -> NDArray[np.int64]:
+    """Rows of the first `count` to fit a compression to, evenly spread: enough tokens for a covariance, and no more
+    than half a gigabyte of them. shape: of the maps (F, V, C, h, w), or of none."""
+    most = max(8, FIT_BYTES // (4 * math.prod(shape[1:])))
+    return np.linspace(0, count - 1, min(count, FIT_ROWS, most)).astype(np.int64)
 
 
 def mlp(inputs: int, hidden: int, layers: int, outputs: int, dropout: float) -> nn.Sequential:

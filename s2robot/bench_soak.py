@@ -159,8 +159,8 @@ def _rollouts(config: SoakConfig, seconds: float, progress: Progress) -> dict[st
             ms.append((now, 1e3 * (time.perf_counter() - asked)))
             episodes += int((ended | cut).sum())
             faults += [str(why) for why in info.get("worker_died", ()) if why]
-            if frames["frames"].max() == 0:
-                faults.append(f"black frames after {now:.0f} s")
+            for env_at, view in np.argwhere(frames["frames"].max(axis=(2, 3, 4)) == 0):
+                faults.append(f"black frames of camera {view} of environment {env_at} after {now:.0f} s")
             if len(ms) % 100 == 1:
                 sizes = [machine.resident_mb(process) for process in (os.getpid(), *env.pids)]
                 memory.append((now, float(sum(size or 0.0 for size in sizes))))

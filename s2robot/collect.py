@@ -8,6 +8,7 @@ random command to arm and fingers, shows the way out of a missed grasp.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,15 @@ class CollectConfig:
     seed: int = 0
     workers: int = 0  # processes; 0 takes every core
 
+    def __post_init__(self) -> None:
+        for name, least in (("demos", 1), ("frame_size", 1), ("seed", 0), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a whole number from {least} on")
+        if not (0 <= self.noise < math.inf and 0 <= self.shoves <= 1):
+            raise InvalidInput(
+                f"noise is {self.noise}, shoves {self.shoves}; expected a deviation from 0 on and a probability"
+            )
+
 
 def collect(
     config: CollectConfig,
@@ -64,14 +74,12 @@ def collect(
         Occupied: another process collects into `path`.
         S2RobotError: the expert fails too often for this task to be what it should be.
     """
-    if config.demos < 1:
-        raise InvalidInput(f"--demos is {config.demos}; ask for at least 1")
     parts = path.with_name(path.name + ".parts")
     if path.exists() and not _left_of(parts):
-        return _whole(path)
+        return _whole(path, config)
     with locks.alone(path.with_name(f".{path.name}.lock"), str(path), wait=path.exists()):
         if path.exists():  # a kill came before its parts were gone; or who held the lock until now has made it
-            dataset = _whole(path)
+            dataset = _whole(path, config)
             files.sweep(path.parent)
             if parts.exists():
                 EpisodeParts(parts).remove()
@@ -85,8 +93,15 @@ def _left_of(parts: Path) -> bool:
     return there and os.access(parts.parent, os.W_OK)
 
 
-def _whole(path: Path) -> DemoDataset:
+def _whole(path: Path, config: CollectConfig) -> DemoDataset:
+    """What was collected before, if it is what is asked for now; more or fewer demonstrations are."""
     dataset = DemoDataset(path)
+    task = registry.get_task(config.task, config.robot)
+    asked = {"task": task.name, "robot": task.robot, "fidelity": config.fidelity, "noise": config.noise}
+    there = {name: dataset.env_args.get(name, value) for name, value in asked.items()}
+    asked["frame_size"], there["frame_size"] = config.frame_size, dataset.frame_shape[1]
+    if other := [f"{name} {there[name]}, not {asked[name]}" for name in asked if there[name] != asked[name]]:
+        raise InvalidInput(f"{path} holds other demonstrations ({'; '.join(other)}). Choose another --out")
     if dataset.lost:
         why = f"it was cut short, {len(dataset.lost)} of {len(dataset)} episodes are lost"
         raise CorruptFile(path, why, f"To collect again: rm {path}")

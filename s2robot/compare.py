@@ -129,9 +129,9 @@ def _parse(word: str) -> tuple[str, list[str]]:
 def _read(run: Path, log: str) -> dict[int, bool]:
     """Success by seed."""
     names = (log,) if log else LOGS
-    found = {each.seed: each.success for name in names for each in read_results(run / name)}
-    if found:
-        return found
+    for name in names:  # the first there is: they may be of different physics
+        if found := {each.seed: each.success for each in read_results(run / name)}:
+            return found
     there = ", ".join(sorted(path.name for path in run.glob("episodes*.jsonl"))) or "none"
     raise InvalidInput(f"No {' or '.join(names)} in {run} (logs there: {there}). Evaluate it: s2robot eval {run}")
 

@@ -91,11 +91,11 @@ def demo(config: DemoConfig, console: Console) -> Path:
         dataset = collect(config.collect, out / "demos.hdf5", report)
     store, policy = _learn(config, config.encoder, dataset, out / "policy", clock, console)
     with clock.stage("evaluate"), progress.bar("evaluate", console) as report:
-        results = evaluate(policy, config.eval, out / "episodes.jsonl", report)
+        results = evaluate(policy, config.eval, out / _log(config), report)
     baselines = _baselines(config, dataset, results, console) if config.baselines else []
     with clock.stage("report"):
         judged.show(policy, results, config.eval, out)
-        more = _more(config, dataset, store, baselines, clock)
+        more = {**_more(config, dataset, store, baselines, clock), "log": _log(config)}
         files.write_json(out / "summary.json", judged.summarise(policy, results, config.eval, more))
         return write_report(out)
 
@@ -159,21 +159,31 @@ def source_of(
     return Frames(dataset, config.encode.stride)
 
 
+def _log(config: DemoConfig) -> str:
+    """Of the rollouts: `compare` takes what is called so for the physics of `exact`."""
+    return "episodes.jsonl" if config.eval.label == "exact" else f"episodes-{config.eval.label}.jsonl"
+
+
+def _others(encoder: EncoderConfig) -> dict[str, EncoderConfig]:
+    """What the encoder is held against."""
+    sizes = encoder.sizes and encoder.sizes[:1]
+    return {
+        "base scale only": dataclasses.replace(encoder, scales=encoder.scales[:1], sizes=sizes, grid="base"),
+        "random weights": dataclasses.replace(encoder, random_weights=True, checkpoint=None),
+    }
+
+
 def _baselines(
     config: DemoConfig, dataset: DemoDataset, results: list[EpisodeResult], console: Console
 ) -> list[dict[str, Any]]:
     """The same everything with another encoder, judged on the same seeds."""
     rows = []
-    arms = {
-        "base scale only": dataclasses.replace(config.encoder, scales=config.encoder.scales[:1]),
-        "random weights": dataclasses.replace(config.encoder, random_weights=True, checkpoint=None),
-    }
-    for name, encoder in arms.items():
+    for name, encoder in _others(config.encoder).items():
         folder = Path(config.out) / "baselines" / name.replace(" ", "-")
         console.print(f"Baseline: {name}")
         _, policy = _learn(config, encoder, dataset, folder / "policy", StageClock(folder / "stages.json"), console)
         with progress.bar("evaluate", console) as report:
-            theirs = evaluate(policy, config.eval, folder / "episodes.jsonl", report)
+            theirs = evaluate(policy, config.eval, folder / _log(config), report)
         wins = sum(r.success for r in theirs)
         paired = statistics.paired_difference([r.success for r in results], [r.success for r in theirs])
         rows.append(

@@ -12,6 +12,7 @@ import hashlib
 import math
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -127,7 +128,8 @@ def _who(task: Task, episodes: Sequence[int], asked: int | Launcher | None) -> t
     if asked is not None and not isinstance(asked, int):
         return asked, None
     if asked is None:
-        steps = sum(map(task.index["episode"].count, episodes))
+        rows = Counter(task.index["episode"])
+        steps = sum(rows[k] for k in episodes)
         asked = 1 if torch.cuda.is_available() else min(workers.cores(), math.ceil(steps / STEPS_WORTH_A_WORKER))
     count = min(asked, len(episodes))
     return (LOCAL if count > 1 else HERE), count

@@ -56,40 +56,40 @@ def learn(config: RLConfig, progress: Progress = lambda done, total, note: None)
     from s2robot.adapters import sb3_course, sb3_state
 
     out = Path(config.out)
-    with _held(config, out):
-        if (out / "policy" / "done").exists():
-            return out
-        run = Setup(config, out)
-        model = run.model()
-        model.set_logger(logger.Logger(None, []))
-        before = sb3_state.restore(out / "checkpoints", model, run.worlds)
-    course = sb3_course.Course(config, run.worlds, out, partial(run.keep, model), progress, before)
-    try:
-        if (left := config.decisions - model.num_timesteps) > 0:
-            model.learn(left, callback=course, log_interval=None, reset_num_timesteps=False)
-        course.finish(model)
-    finally:
-        course.close()
-        run.worlds.close()
-    run.keep(model, out / "policy")
-    (out / "policy" / "done").touch()
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    with locks.alone(out / ".lock", str(out)):
+        with _bound(config, out):
+            if (out / "policy" / "done").exists():
+                return out
+            run = Setup(config, out)
+            model = run.model()
+            model.set_logger(logger.Logger(None, []))
+            before = sb3_state.restore(out / "checkpoints", model, run.worlds)
+        course = sb3_course.Course(config, run.worlds, out, partial(run.keep, model), progress, before)
+        try:
+            if (left := config.decisions - model.num_timesteps) > 0:
+                model.learn(left, callback=course, log_interval=None, reset_num_timesteps=False)
+            course.finish(model)
+        finally:
+            course.close()
+            run.worlds.close()
+        run.keep(model, out / "policy")
+        (out / "policy" / "done").touch()
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return out
 
 
 @contextlib.contextmanager
-def _held(config: RLConfig, out: Path) -> Iterator[None]:
-    """The folder is this run's; one that could not begin leaves no settings that bind the next."""
-    with locks.alone(out / ".lock", str(out)):
-        begins = not (out / "config.yaml").exists()
-        configuration.keep(dataclasses.replace(config, out="."), out)
-        files.sweep(out)
-        try:
-            yield
-        except S2RobotError:
-            for name in ("config.yaml", EYES, INPUTS) if begins else ():
-                (out / name).unlink(missing_ok=True)
-            raise
+def _bound(config: RLConfig, out: Path) -> Iterator[None]:
+    """The folder has these settings; a run that could not begin leaves none that bind the next."""
+    begins = not (out / "config.yaml").exists()
+    configuration.keep(dataclasses.replace(config, out="."), out)
+    files.sweep(out)
+    try:
+        yield
+    except S2RobotError:
+        for name in ("config.yaml", EYES, INPUTS) if begins else ():
+            (out / name).unlink(missing_ok=True)
+        raise
 
 
 class Setup:
@@ -196,8 +196,7 @@ class Setup:
         if self.source is None:
             frames = first_frames(self.worlds, config.fit_frames, self.config.seed)
             return fit_compression(encoder, frames, config.components, config.kind)
-        count = int(self.source.rows(self.episodes[-1])[0][-1]) + 1
-        rows = np.linspace(0, count - 1, min(count, 400)).astype(int)
+        rows = neck.rows_to_fit(self.source.map.shape, int(self.source.rows(self.episodes[-1])[0][-1]) + 1)
         stored = [torch.from_numpy(np.array(array[rows])).float() for array in (self.source.map, self.source.cls)]
         maps = neck.chosen_tokens(*stored, "cls" if config.kind == "cls" else "map")
         shapes = neck.Shapes(maps.shape[1], encoder.config.groups, encoder.channels // encoder.config.groups,

@@ -104,6 +104,7 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
     """
     tree = configuration.read(source)
     _check(tree, source)
+    tree["run"] = tree.get("run") or {}
     known = [each.name for each in dataclasses.fields(StudyConfig)]
     for key in tree:
         if key not in known:
@@ -129,8 +130,12 @@ def _check(tree: dict[str, Any], source: str) -> None:
         value = tree.get(name) or []
         if not isinstance(value, list) or len(set(map(str, value))) < len(value):
             raise InvalidInput(f"{name} in {source} is {value!r}; expected a list, each of it once, as [0, 1, 2]")
+    if strange := [each for each in tree.get("levels") or () if type(each) not in (int, float)]:
+        raise InvalidInput(f"levels in {source} has {strange[0]!r}; expected numbers. What has names is an arm")
     for name in arms:
-        if not re.fullmatch(r"\w[\w.+-]*", str(name)):  # it becomes a folder
+        if not isinstance(name, str):
+            raise InvalidInput(f"{source} has an arm {name!r}, which is no text to YAML: put its name in quotes")
+        if not re.fullmatch(r"\w[\w.+-]*", name):  # it becomes a folder
             raise InvalidInput(f"{source} has an arm {name!r}; expected letters, digits, and . + - _ between them")
 
 
@@ -162,6 +167,8 @@ def run_study(
     every = list(cells(study))  # a wrong setting is said before anything is done
     if strange := [cell.arm for cell in every if _drawn_alike(cell) != _drawn_alike(every[0])]:
         raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
+    if strange := [cell.arm for cell in every if _judged_on(cell) != _judged_on(every[0])]:
+        raise InvalidInput(f"Arm {strange[0]} is judged on other episodes: in a study all are judged on the same")
     with locks.alone(out / ".lock", str(out)):
         return _run_study(study, every, out, console, data, launcher)
 
@@ -222,7 +229,8 @@ def run_cell(seen: Seen, shifts: Sequence[str], cell: Cell, folder: Path, consol
 
 def merged(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """A tree with what another says instead."""
-    both = {key: merged(tree[key], other[key]) for key in tree.keys() & other.keys() if isinstance(tree[key], dict)}
+    common = [key for key in tree.keys() & other.keys() if isinstance(tree[key], dict) and isinstance(other[key], dict)]
+    both = {key: merged(tree[key], other[key]) for key in common}
     return {**tree, **other, **both}
 
 
@@ -253,9 +261,13 @@ def _drawn_alike(cell: Cell) -> CollectConfig:
     return dataclasses.replace(cell.config.collect, frame_size=CollectConfig.frame_size)
 
 
+def _judged_on(cell: Cell) -> tuple[int, int]:
+    return cell.config.eval.seed, cell.config.eval.episodes
+
+
 def _as_seen(every: Sequence[Cell], dataset: DemoDataset, out: Path, console: Console) -> Seen:
     """The same episodes drawn again where an arm's cameras have another size."""
-    seen = {every[0].config.collect.frame_size: dataset}
+    seen = {dataset.frame_shape[1]: dataset}
     for config in (cell.config.collect for cell in every if cell.config.collect.frame_size not in seen):
         path = out / f"demos-{config.frame_size}px.hdf5"
         if not path.exists():
@@ -288,5 +300,8 @@ def _demonstrations(
             raise InvalidInput(f"{data} has demonstrations of {known}; this study is of {config.collect.task}")
         return dataset
     registry.get_task(config.collect.task, config.collect.robot)
+    path, wanted = out / "demos.hdf5", config.collect
+    if path.exists():  # which arm came first then is no matter now
+        wanted = dataclasses.replace(wanted, frame_size=DemoDataset(path).frame_shape[1])
     with progress.bar("collect", console) as report:
-        return collect(config.collect, out / "demos.hdf5", report, launcher)
+        return collect(wanted, path, report, launcher)

@@ -332,8 +332,8 @@ def _network(
     if network_of.reads_frames != isinstance(source, Frames):
         wanted = "s2robot.frames.Frames" if network_of.reads_frames else "a feature store"
         raise InvalidInput(f"The policy {kind} was given a {type(source).__name__} to learn from; expected {wanted}")
-    count = int(source.rows(episodes[-1])[0][-1]) + 1
-    spread = np.linspace(0, count - 1, min(count, 400)).astype(int)  # enough tokens for a covariance
+    shape = () if isinstance(source, Frames) else source.map.shape
+    spread = registry.neck().rows_to_fit(shape, int(source.rows(episodes[-1])[0][-1]) + 1)
     first = dataset.episode(0)
     fields = {"proprioception": first.proprioception.shape[1], "actions": first.actions.shape[1]}
     fields["goal"] = 0 if first.goal is None else first.goal.shape[1]

@@ -32,7 +32,7 @@ ONE_THREAD = {
 }
 
 PATIENCE = 1800.0  # for one item [s]: a driver that hangs does so for ever
-LEAST = 60.0  # so long one waits in any case [s]
+GRACE = 60.0  # so long it is watched before it is called hung, for this process may have been stopped itself [s]
 HANGS = 3  # with the last of them the work is given up
 
 _tool: Any = None  # what this worker process made once, e.g. an environment
@@ -73,17 +73,17 @@ def work(
                         running[pool.submit(answer_with, answer, item)] = _Under(item)
                 if not running:
                     break
-                oldest = min(_begun(running, count))
-                # Who draws from this may take his time between two answers: what is ready by then is no hang.
-                left = max(min(patience, LEAST), oldest + patience - time.monotonic())
-                done, _ = wait(running, left, FIRST_COMPLETED)
-                if not done:
+                if (left := _left(running, count, patience)) <= 0:
                     hangs += 1
-                    _say_hung([each.item for each in running.values()], patience, again=hangs < HANGS)
+                    begun = {future: each.item for future, each in running.items() if not future.done()}
+                    _say_hung(list(begun.values()), patience, again=hangs < HANGS)
                     stop(pool)
-                    pool, again = _pool(count, make), [each.item for each in running.values()]
+                    pool = _pool(count, make)
+                    running = {future: each for future, each in running.items() if future not in begun}
                     with _ctrl_c_held_back():
-                        running = {pool.submit(answer_with, answer, item): _Under(item) for item in again}
+                        running |= {pool.submit(answer_with, answer, item): _Under(item) for item in begun.values()}
+                    continue
+                done, _ = wait(running, left, FIRST_COMPLETED)
                 for future in done:
                     item = running[future].item
                     result = future.result()
@@ -103,19 +103,28 @@ _END: Any = object()
 
 
 class _Under(NamedTuple, Generic[Item]):
-    """An item that is under way, and since when [s, monotonic]; None while it waits for a worker."""
+    """An item that is under way: since when, and since when it is watched [s, monotonic]; None: not yet."""
 
     item: Item
-    since: float | None = None
+    since: float | None = None  # None while it waits for a worker
+    watched: float | None = None
 
 
-def _begun(running: dict[Future[Any], _Under[Item]], count: int) -> list[float]:
-    """Since when the first `count` are under way, which are those that workers have: they are taken in order."""
-    now = time.monotonic()
+def _left(running: dict[Future[Any], _Under[Item]], count: int, patience: float) -> float:
+    """How long the next that hangs, if one does, is still waited for [s]; 0 or less: it hangs, whatever others do.
+
+    The first `count` are under way, which are those that workers have: they are taken in order.
+    """
+    now, grace = time.monotonic(), min(patience, GRACE)
+    ends = []
     for future, each in list(islice(running.items(), count)):
-        if each.since is None:
-            running[future] = each._replace(since=now)
-    return [each.since for each in running.values() if each.since is not None]
+        since = now if each.since is None else each.since
+        late = now - since >= patience - grace
+        watched = now if late and each.watched is None else each.watched
+        running[future] = each._replace(since=since, watched=watched)
+        if not future.done():
+            ends.append(since + patience - grace if watched is None else watched + grace)
+    return min(ends, default=now + patience) - now
 
 
 def _pool(count: int, make: Callable[[], Any]) -> ProcessPoolExecutor:

@@ -36,6 +36,14 @@ def test_one_run_an_arm_is_the_paired_test(tmp_path: Path) -> None:
     assert (result["arms"][0]["low"], result["arms"][0]["high"]) == wilson(int(a.sum()), 60)
 
 
+def test_logs_of_other_physics_are_not_mixed(tmp_path: Path) -> None:
+    exact, other = np.ones(10, bool), np.zeros(20, bool)
+    run = write_run(tmp_path / "a", exact, log="episodes-exact.jsonl")
+    write_run(tmp_path / "a", other, log="episodes.jsonl")
+    (arm,) = compare([run])["arms"]
+    assert (arm["successes"], arm["episodes"]) == (10, 10)
+
+
 def test_only_seeds_that_all_met_count(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", [True] * 10, first=100)
     b = write_run(tmp_path / "b", [False] * 5 + [True] * 5, first=105)

@@ -14,7 +14,7 @@ from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.policies.acting import FeaturePolicy
 from s2robot.policies.bc_mlp import BCConfig, BCNetwork
 from s2robot.policies.bc_rnn import Mixture, RNNConfig
-from s2robot.policies.neck import Batch, Compression, Shapes
+from s2robot.policies.neck import Batch, Compression, Shapes, rows_to_fit
 from s2robot.policies.readout import READOUTS, SpatialReadout
 from s2robot.types import Features
 
@@ -267,11 +267,25 @@ def test_acting_gives_its_network_the_windows_of_training() -> None:
 
 
 def test_hyper_parameters_that_cannot_be_are_refused() -> None:
-    for wrong in ({"execute": 9}, {"context": 0}, {"token_dropout": 1.0}, {"tokens": "clss"}, {"readout": "cnov"}):
+    for wrong in (
+        {"execute": 9},
+        {"context": 0},
+        {"token_dropout": 1.0},
+        {"tokens": "clss"},
+        {"readout": "cnov"},
+    ):
         with pytest.raises(S2RobotError):
             BCConfig(**wrong)
     with pytest.raises(InvalidInput, match="multiple of the heads"):
         registry.policy_module("act").CONFIG(width=100, heads=3)
+
+
+def test_what_a_compression_is_fitted_to_fits_into_memory() -> None:
+    rows = rows_to_fit((10_000, 2, 3072, 28, 28), 10_000)
+    assert 8 <= len(rows) < 100 and rows[0] == 0 and rows[-1] == 9_999
+    assert len(rows) * 2 * 3072 * 28 * 28 * 4 < 1 << 30
+    assert len(rows_to_fit((10_000, 2, 384, 8, 8), 10_000)) == 400
+    assert rows_to_fit((), 3).tolist() == [0, 1, 2]  # of frames, of which there are no maps
 
 
 def test_what_a_scale_contributes_is_what_is_lost_without_it() -> None:

@@ -35,7 +35,9 @@ def demos(path: Path, first: int, count: int = 2) -> DemoDataset:
         frames, state = rng.integers(0, 255, (5, 2, 32, 32, 3), np.uint8), rng.normal(size=(5, 3)).astype(np.float32)
         return Episode(seed, True, frames, state, actions, actions.copy(), np.zeros(5, np.float32), None)
 
-    return write_dataset(path, [episode(first + k) for k in range(count)], {"task": "Lift"}, ["a", "b"])
+    return write_dataset(
+        path, [episode(first + k) for k in range(count)], {"task": "Lift", "robot": "Panda"}, ["a", "b"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_parts_that_a_kill_left_beside_the_finished_file_are_removed(
     process.wait()
     for name in ("lift.hdf5.parts", f"lift.hdf5.parts.tmp-{process.pid}"):
         (tmp_path / name).mkdir()
-        assert len(collect(CollectConfig("Lift"), path)) == 2
+        assert len(collect(CollectConfig("Lift", frame_size=32), path)) == 2
         assert list(tmp_path.iterdir()) == [path]
 
     @contextlib.contextmanager
@@ -137,7 +139,27 @@ def test_parts_that_a_kill_left_beside_the_finished_file_are_removed(
         yield
 
     monkeypatch.setattr(locks, "alone", just_made)
-    assert len(collect(CollectConfig("Lift"), tmp_path / "other.hdf5")) == 2
+    assert len(collect(CollectConfig("Lift", frame_size=32), tmp_path / "other.hdf5")) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"task": "PickColor"}, "task Lift, not PickColor"),
+        ({"robot": "Sawyer"}, "robot Panda, not Sawyer"),
+        ({"frame_size": 64}, "frame_size 32, not 64"),
+    ],
+)
+def test_a_file_of_other_demonstrations_is_no_answer(asked: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = demos(tmp_path / "lift.hdf5", 0).path
+    with pytest.raises(InvalidInput, match=rf"holds other demonstrations \({words}"):
+        collect(CollectConfig(**{"frame_size": 32, **asked}), path)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"noise": -1.0}, {"shoves": 2.0}, {"frame_size": 0}, {"demos": 0}])
+def test_what_cannot_be_collected_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="expected"):
+        CollectConfig(**wrong)
 
 
 def test_what_could_not_begin_binds_nobody(dataset: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from small_policies import small_policy
 from small_rl import WORDS, small_run
 
 import s2robot
-from s2robot import cli, config, files
+from s2robot import cli, config, files, locks
 from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
 from s2robot.rl_config import RLConfig
@@ -174,6 +174,21 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, capsys: A
     assert "Did you mean 'Reach'?" in capsys.readouterr().err and not (tmp_path / "other").exists()
     assert cli.main(["rl", "rl-lift", "--algorithm", "sac"]) == 2
     assert "--algorithm is sac, and rl-lift is of ibrl" in " ".join(capsys.readouterr().err.split())
+
+
+def test_nobody_else_may_learn_there_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from s2robot.adapters import sb3_course
+
+    def begun(config: Any, worlds: Any, out: Path, *_: Any) -> Any:
+        worlds.close()
+        with pytest.raises(locks.Occupied, match="in use by process"), locks.alone(out / ".lock", str(out)):
+            pass
+        raise Killed
+
+    monkeypatch.setattr(sb3_course, "Course", begun)
+    with pytest.raises(Killed):
+        rl.learn(small_run(tmp_path / "run", "sac", "privileged", "Reach"))
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 def test_another_encoder_is_refused(shown: dict[str, list[str]], tmp_path: Path) -> None:

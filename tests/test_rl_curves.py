@@ -39,6 +39,10 @@ def test_seeds_of_an_arm_are_one_line_as_far_as_all_have_come(tmp_path: Path) ->
     base = float(lines[1].split(",")[1])
     assert heights[0] == pytest.approx(base, abs=0.1)  # 10 of 40 and 5 of 20
     assert heights[1] < heights[0]  # 30 of 40: higher up
+    again_kept = [str(kept), *map(str, sorted(kept.iterdir()))]  # into the place they are read from
+    assert (
+        cli.main(["rl", "curves", *again_kept[1:], "--svg", str(svg), "--title", "Reach", "--keep", again_kept[0]]) == 0
+    )
     again = {path.stem: points(path) for path in sorted(kept.iterdir())}
     assert list(again) == ["base-0", "s2-0", "s2-1"] and again["s2-0"] == points(one)
     assert as_file(curves_svg({name: again[name] for name in ("s2-0", "s2-1", "base-0")}, "Reach")) == text
@@ -76,6 +80,8 @@ def test_what_a_step_of_learning_costs(capsys: Any) -> None:
     assert rows[-1]["ratio"] == 1 and all(row["rate"] > 0 for row in rows)
     features, state, images = rows[0], rows[4], rows[-1]
     assert features["ms"]["see"] > 0 and features["ms"]["render"] > 0
-    assert state["ms"]["see"] == state["ms"]["render"] == 0
+    assert (
+        state["ms"]["see"] == 0 and state["ms"]["render"] < 0.05 * features["ms"]["render"]
+    )  # it asks, nothing is drawn
     assert all(row["ms"]["update"] + row["ms"]["physics"] > 0 for row in rows)
     assert images["replay_mb"] > 20 * features["replay_mb"]

@@ -122,6 +122,48 @@ def test_several_in_processes_are_found_again_though_their_pasts_differ() -> Non
     worlds.close()
 
 
+def test_the_curve_counts_its_own_seeds_alone_where_simulations_are_more_than_episodes() -> None:
+    from s2robot.adapters.sb3_course import validate
+
+    worlds = make_worlds(dataclasses.replace(REACH, envs=3), 2_000_000, "privileged")
+    worlds.reset()
+
+    class Still:
+        """A learner that does nothing, and that sees as it trains."""
+
+        training = True
+
+        def get_env(self) -> Worlds:
+            return worlds
+
+        def get_vec_normalize_env(self) -> Any:
+            return self
+
+        @property
+        def policy(self) -> Any:
+            return self
+
+        def set_training_mode(self, mode: bool) -> None:
+            pass
+
+        def predict(self, observation: Any, deterministic: bool) -> Any:
+            return np.zeros((3, worlds.action_space.shape[0]), np.float32), None
+
+    seen: list[int] = []
+    real = worlds.step
+
+    def step(actions: Any) -> Any:
+        result = real(actions)
+        seen.extend(info["seed"] for info in result[3] if "episode" in info)
+        return result
+
+    worlds.step = step  # type: ignore[method-assign]
+    wins, steps = validate(Still(), worlds, 1, first=500_000)
+    assert set(seen) > {500_000}  # the others' episodes ended too
+    assert wins in (0, 1) and steps == 200
+    worlds.close()
+
+
 @pytest.mark.parametrize("reward", ["sparse", pytest.param("dense", marks=pytest.mark.slow)])
 def test_demonstrations_are_transitions_that_the_simulation_repeats(tmp_path: Path, reward: str) -> None:
     """From the first look on, by the actions that were executed: the same states, the same rewards, the same end."""

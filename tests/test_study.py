@@ -117,6 +117,10 @@ def test_settings_of_an_arm_reach_its_runs_and_no_other(tmp_path: Path) -> None:
         ({"shifts": "all/test"}, InvalidInput, "shifts in .* expected a list"),
         ({"vary": "train.dmos", "levels": [1]}, UnknownName, "train.demos"),
         ({"arms": {"a": {}, "b": {"collect": {"demos": 9}}}}, InvalidInput, "learn from the same"),
+        ({"arms": {"a": {}, "b": {"eval": {"seed": 9}}}}, InvalidInput, "judged on the same"),
+        ({"vary": "policy.tokens", "levels": ["map", "cls"]}, InvalidInput, "expected numbers"),
+        ({"arms": {"a": {"encoder": "tiny"}}, "run": {"encoder": {"scales": [1]}}}, UnknownName, "arm a 'encoder'"),
+        ({"vary": "train", "levels": [1], "run": {"train": {"steps": 4}}}, UnknownName, "'train'"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_done(
@@ -130,6 +134,14 @@ def test_a_study_that_cannot_be_is_refused_before_anything_is_done(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["16", "on"])
+def test_an_arm_that_yaml_takes_for_no_text_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"arms:\n  {name}: {{}}\n")
+    with pytest.raises(InvalidInput, match="put its name in quotes"):
+        read_study(str(path))
+
+
 @pytest.mark.sim
 def test_an_arm_with_other_cameras_sees_the_same_episodes_drawn_again(tmp_path: Path) -> None:
     arms: dict[str, dict[str, Any]] = {
@@ -138,7 +150,9 @@ def test_an_arm_with_other_cameras_sees_the_same_episodes_drawn_again(tmp_path: 
     }
     order = {"near": arms["near"], "far": arms["far"]}
     out = tmp_path / "out"
-    assert cli.main(["study", written(tmp_path / "a.yaml", arms=order, seeds=[0]), "--out", str(out)]) == 0
+    words = ["study", written(tmp_path / "a.yaml", arms=order, seeds=[0]), "--out", str(out)]
+    assert cli.main([*words, "--arms", "near"]) == 0
+    assert cli.main([*words, "--arms", "far,near"]) == 0  # whichever comes first, the file is of 64 px
     near, far = DemoDataset(out / "demos.hdf5"), DemoDataset(out / "demos-32px.hdf5")
     assert near.frame_shape[1:3] == (64, 64) and far.frame_shape[1:3] == (32, 32)
     for k in range(len(near)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import time
@@ -116,6 +118,19 @@ def test_workers_that_hang_are_started_anew(
 
 
 @pytest.mark.slow
+def test_a_worker_that_hangs_is_noticed_while_another_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a series without an end, too, as `collect`'s."""
+    monkeypatch.setattr(workers, "HANGS", 20)
+    series = workers.work(partial(Path, tmp_path), hang_once, itertools.count(), 2, patience=15.0)
+    with contextlib.closing(series):
+        for item, _ in series:
+            time.sleep(0.02)
+            if item == 3:
+                break
+            assert item < 20_000, "it went on without item 3"
+
+
+@pytest.mark.slow
 def test_work_that_always_hangs_is_given_up_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "HANGS", 1)
     with pytest.raises(S2RobotError, match=r"with these under way: 7; 1 times now"):
@@ -130,6 +145,6 @@ def slowly(tool: int, item: int) -> int:
 
 @pytest.mark.slow
 def test_waiting_for_a_worker_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "LEAST", 0.5)
+    monkeypatch.setattr(workers, "GRACE", 0.5)
     monkeypatch.setattr(workers, "HANGS", 1)
     assert len(list(workers.work(partial(make, 0), slowly, range(30), 1, patience=30.0))) == 30

@@ -161,7 +161,7 @@ def validate(model: Any, worlds: Worlds, episodes: int, first: int = VALIDATION_
             action, _ = model.predict(observation, deterministic=True)
             observation, _, _, infos = env.step(action)
             for info in infos:
-                if "episode" in info:
+                if info.get("seed") in range(first, first + episodes) and "episode" in info:
                     done.setdefault(info["seed"], (info["success"], info["episode"]["l"]))
     finally:
         normaliser.training = True

@@ -155,7 +155,7 @@ class Worlds(_vec_env.VecEnv):  # type: ignore[misc]
         if self.queue is None:
             self.episode_seeds[k], self.begun = self.first_seed + self.begun, self.begun + 1
         elif self.queue:
-            self.episode_seeds[k] = self.queue.pop(0)  # once it is empty, the last one again: nobody counts it
+            self.episode_seeds[k] = self.queue.pop(0)  # once it is empty, the one before again: nobody counts it twice
         self.played[k], self.returns[k] = [], 0.0
 
     def _begin_anew(self, dones: NDArray[np.bool_], seen: Observations, infos: list[dict[str, Any]]) -> Observations:

@@ -110,7 +110,7 @@ def _stop_one(process: Any, seconds: float, rng: np.random.Generator) -> bool:
 def _impatient(silence: float, words: list[str], log: Path) -> None:
     from s2robot import cli, workers
 
-    workers.PATIENCE = workers.LEAST = silence
+    workers.PATIENCE = workers.GRACE = silence
     _say_into(log)
     sys.exit(cli.main(words))
 
