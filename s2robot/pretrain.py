@@ -29,7 +29,8 @@ from s2robot.mae_merged import MergedAutoencoder
 from s2robot.pretrain_log import Journal
 from s2robot.pretrain_state import State
 from s2robot.ranks import Ranks
-from s2robot.recipe import PretrainConfig, keep_recipe, learning_rate
+from s2robot.recipe import PretrainConfig, keep_recipe
+from s2robot.schedule import learning_rate
 
 Progress = Callable[[int, int, str], None]
 LOG_EVERY = 25  # steps

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from s2robot import engines
+
 # Longer than any rendering or validation, for which the others wait. When one fails, torchrun ends them all.
 PATIENCE = datetime.timedelta(days=2)
 
@@ -76,7 +78,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 def find_device(name: str) -> torch.device:
     """`auto`: CUDA when there is one, else the CPU; of several, this process's own."""
-    device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    device = engines.find_device(None if name == "auto" else name)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", find().local)
         torch.cuda.set_device(device)

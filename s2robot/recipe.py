@@ -86,14 +86,6 @@ class PretrainConfig:
         return self.image_size // self.patch
 
 
-def learning_rate(config: PretrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warm = max(1, round(config.warmup * config.steps))
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
-
-
 def keep_recipe(config: PretrainConfig, out: Path) -> None:
     """Write recipe.json into a run folder, or hold this recipe against the one that is there once it has results."""
     path = out / "recipe.json"

@@ -32,6 +32,7 @@ from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2Robo
 from s2robot.frames import Frames
 from s2robot.interface import described
 from s2robot.samples import Samples, Source, gather
+from s2robot.schedule import learning_rate
 from s2robot.settings import SETTINGS, hold_against, settings_of
 from s2robot.store import FeatureStore
 from s2robot.types import Policy
@@ -268,7 +269,7 @@ def _loop(
             state.step += 1
             progress(state.step, config.steps, f"loss {loss:.4f}")
             if state.step % VALID_EVERY == 0 or state.step == config.steps:
-                row: dict[str, Any] = {"step": state.step, "loss": loss, "lr": _lr(config, state.step - 1)}
+                row: dict[str, Any] = {"step": state.step, "loss": loss, "lr": learning_rate(config, state.step - 1)}
                 row["valid_loss"] = _valid_loss(state, samples, valid_rows, config)
                 metrics.write({**row, "seconds": round(time.monotonic() - began, 2)})
                 board.write(row)
@@ -284,7 +285,7 @@ def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfi
     samples.expect(*_draw(samples, rows, config, state.step + 1))
     torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout and noise
     for group, share in zip(state.optimizer.param_groups, state.shares, strict=True):
-        group["lr"] = share * _lr(config, state.step)
+        group["lr"] = share * learning_rate(config, state.step)
     state.network.train()
     loss: Tensor = state.network.batch_loss(samples.take(batch, state.device, versions))
     state.optimizer.zero_grad(set_to_none=True)
@@ -314,14 +315,6 @@ def _valid_loss(state: _TrainState, samples: Samples, rows: Tensor, config: Trai
 def _windows(samples: Samples, config: TrainConfig) -> int:
     """Windows a batch."""
     return max(1, config.batch // samples.window.shape[1])
-
-
-def _lr(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warm = max(1, round(config.warmup * config.steps))
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
 
 
 def _network(

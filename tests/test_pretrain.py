@@ -19,7 +19,8 @@ from s2robot import files, pretrain, pretrain_state
 from s2robot.backbones import load_backbone
 from s2robot.errors import CorruptFile, OutOfSpace, S2RobotError
 from s2robot.footage import Footage
-from s2robot.recipe import PretrainConfig, learning_rate
+from s2robot.recipe import PretrainConfig
+from s2robot.schedule import learning_rate
 
 CPU = torch.device("cpu")
 MERGED = replace(TINY, objective="merged", accumulate=2, target="normalised", flip=True)

@@ -9,7 +9,8 @@ import pytest
 
 from s2robot import config, files
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName
-from s2robot.recipe import PretrainConfig, check_same, keep_recipe, learning_rate
+from s2robot.recipe import PretrainConfig, check_same, keep_recipe
+from s2robot.schedule import learning_rate
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Course(_callbacks.BaseCallback):  # type: ignore[misc]
         self.told: dict[str, Any] = {"logged": 0, "validated": 0, "saved": 0, "best": -1, "seconds": 0.0} | (
             before or {}
         )
-        self.began, self.first = time.monotonic() - self.told["seconds"], self.told["saved"]
+        self.began = time.monotonic() - self.told["seconds"]
         files.keep_lines(out / "metrics.jsonl", lambda row: row["step"] <= self.told["saved"])
         self.metrics = files.JsonLines(out / "metrics.jsonl")
         self.board = Board(out / "tensorboard", self.told["saved"])
