@@ -24,9 +24,11 @@ SNAPSHOTS = 4  # that --validate chooses from, besides the last weights, unless 
 
 def do_train(argv: Sequence[str]) -> int:
     """Train one policy, or one a seed."""
+    from s2robot import ranks
     from s2robot.datasets import DemoDataset
     from s2robot.demo import run_schema, source_of
     from s2robot.sweeps import alone_in, everywhere
+    from s2robot.training import check_processes
 
     parser = command.parser(
         "train",
@@ -53,6 +55,7 @@ def do_train(argv: Sequence[str]) -> int:
     if options.validate < 0:
         raise UsageError(f"--validate is {options.validate}; expected a number of rollouts, 0 for none")
     kind = command.chosen_kind(options, options.config)
+    check_processes(kind)
     config = configuration.load(run_schema(kind), options.config, command.overrides(options, rest))
     if options.validate and not config.train.snapshots:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, snapshots=SNAPSHOTS))
@@ -62,7 +65,7 @@ def do_train(argv: Sequence[str]) -> int:
         raise UsageError("--seed beside --seeds: give one of them")
     seeds = _seeds(options.seeds, config.train.seed)
     _one_or_many(Path(config.out), many=bool(options.seeds))
-    console, dataset = Console(), DemoDataset(options.dataset)
+    console, dataset = Console(quiet=not ranks.find().is_first), DemoDataset(options.dataset)
     if (launcher := find_launcher(options.launcher)) is not LOCAL:
         dataset = everywhere(dataset)
     source = source_of(dataset, config, remote.beside(dataset.address, "features"), console, launcher)
@@ -98,6 +101,7 @@ def _train_one(
     dataset: Any, source: Any, validate: int, config: Any, out: Path, console: Console | None = None
 ) -> None:
     """Train and validate one run; without a console as a worker does, in its process alone."""
+    from s2robot import ranks
     from s2robot.selection import ValidationConfig, select
     from s2robot.training import train
 
@@ -111,10 +115,10 @@ def _train_one(
             )
     except UsageError:
         if begins:  # it did not, and its settings bind nobody
-            (out / "config.yaml").unlink()
+            (out / "config.yaml").unlink(missing_ok=True)
         raise
     console.print(f"{policy}: trained", highlight=False)
-    if validate:
+    if validate and ranks.find().is_first:
         with progress.bar("validate", console) as report:
             best = select(out, ValidationConfig(validate), report, launcher)
         console.print(f"{best}: the best of {config.train.snapshots + 1} by {validate} rollouts each", highlight=False)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from s2robot import files, locks, pretrain_state, ranks, reconstructions, views
+from s2robot import files, pretrain_state, ranks, reconstructions, views
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.footage import Footage, gather
 from s2robot.mae import MaskedAutoencoder
@@ -55,7 +55,7 @@ def pretrain(config: PretrainConfig, out: Path, progress: Progress = lambda done
                 f"--batch {config.batch} does not divide among {here.world} processes and --accumulate "
                 f"{config.accumulate} equal parts"
             )
-        with _alone(out, here):
+        with here.alone(out):
             footage = _prepare(config, out, here, progress)
             state = pretrain_state.restore(config, out, device)
             if here.world > 1:
@@ -66,11 +66,6 @@ def pretrain(config: PretrainConfig, out: Path, progress: Progress = lambda done
                 pretrain_state.export(state, config, out)
             here.wait()
     return pretrain_state.weights_file(config, out)
-
-
-def _alone(out: Path, here: Ranks) -> contextlib.AbstractContextManager[None]:
-    """Of several processes of one run the first holds the lock."""
-    return locks.alone(out / ".lock", str(out)) if here.is_first else contextlib.nullcontext()
 
 
 def _prepare(config: PretrainConfig, out: Path, here: Ranks, progress: Progress) -> Footage:

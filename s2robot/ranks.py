@@ -1,6 +1,7 @@
 """Training on several accelerators or machines: one process each, started by torchrun.
 
     torchrun --nproc-per-node 8 -m s2robot.cli pretrain --out runs/large ...
+    torchrun --nproc-per-node 8 -m s2robot.cli train runs/lift.hdf5 --kind finetune --out runs/lift-fine
 
 Each process computes its share of every batch, gradients are averaged, and the first process alone writes. The run
 folder must be on a disk that all of them see.
@@ -11,14 +12,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from s2robot import engines
+from s2robot import engines, locks
 
 # Longer than any rendering or validation, for which the others wait. When one fails, torchrun ends them all.
 PATIENCE = datetime.timedelta(days=2)
@@ -31,6 +33,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local: int = 0  # on this machine
+    beside: int = 1  # processes on this machine
 
     @property
     def is_first(self) -> bool:
@@ -48,6 +51,32 @@ class Ranks:
             numbers /= self.world
         return numbers
 
+    def combine(self, parameters: Iterable[Tensor], loss: Tensor, weight: Tensor) -> Tensor:
+        """Make gradients of a share those of the whole batch; return its loss.
+
+        weight: how many numbers the share's loss is the mean of.
+        """
+        if self.world == 1:
+            return loss.detach()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        mine = torch.cat([*(each.flatten() for each in gradients), loss.detach().reshape(1)]) * weight
+        whole = torch.cat([mine, weight.reshape(1).to(mine)])
+        dist.all_reduce(whole)
+        whole /= whole[-1].clone()
+        for each, part in zip(gradients, whole.split([each.numel() for each in gradients] + [2]), strict=False):
+            each.copy_(part.view_as(each))
+        return whole[-2]
+
+    def share_out(self, module: torch.nn.Module) -> None:
+        """Give all the first's parameters and buffers, which another machine may have rounded otherwise."""
+        if self.world > 1:
+            for value in module.state_dict().values():
+                dist.broadcast(value, 0)
+
+    def alone(self, folder: Path) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock of a run's folder: of several processes of one run the first does."""
+        return locks.alone(folder / ".lock", str(folder)) if self.is_first else contextlib.nullcontext()
+
     def wait(self) -> None:
         """Go on when all have come here."""
         if self.world > 1:
@@ -59,7 +88,7 @@ def find() -> Ranks:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
     if any(name not in os.environ for name in names):
         return Ranks()
-    return Ranks(*(int(os.environ[name]) for name in names[:3]))
+    return Ranks(*(int(os.environ.get(name, "1")) for name in (*names[:3], "LOCAL_WORLD_SIZE")))
 
 
 @contextlib.contextmanager

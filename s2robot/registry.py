@@ -195,8 +195,8 @@ PLUGINS = plugins.Group("policies", "policy", _owner, _fault)
 
 
 def load_policy(folder: str | Path, **options: Any) -> Policy:
-    """Load a trained policy from its run folder; see `s2robot.training.load_policy` for the options."""
-    return importlib.import_module("s2robot.training").load_policy(folder, **options)  # type: ignore[no-any-return]
+    """Load a trained policy from its run folder; see `s2robot.trained.load_policy` for the options."""
+    return importlib.import_module("s2robot.trained").load_policy(folder, **options)  # type: ignore[no-any-return]
 
 
 def get_task(name: str, robot: str | None = None) -> TaskSpec:

@@ -34,7 +34,7 @@ from s2robot.frames import Frames
 from s2robot.interface import described
 from s2robot.rl_config import RLConfig
 from s2robot.store import encode_dataset
-from s2robot.training import SUM as WEIGHTS_SUM
+from s2robot.trained import SUM as WEIGHTS_SUM
 from s2robot.types import FRAMES
 
 Progress = Callable[[int, int, str], None]

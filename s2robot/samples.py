@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2robot import machine, registry
+from s2robot import machine, ranks, registry
 from s2robot.datasets import DemoDataset
 from s2robot.errors import InvalidInput
 from s2robot.frames import Frames, Rows
@@ -102,6 +102,7 @@ def _seen(source: Source, network: Any, count: int, scratch: Path) -> tuple[Tens
     looks = [source, *source.versions]
     shape, needed = (len(looks) * count, *one.shape[1:]), len(looks) * count * one.nbytes
     free = machine.free_memory()
+    free = free and free // ranks.find().beside  # each of them keeps its own
     disk = None
     if free is not None and needed > SHARE * (free - SPARE):
         _log.warning(

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from s2robot import locks, remote
+from s2robot import ranks, remote
 from s2robot.datasets import DemoDataset
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.frames import Frames
@@ -67,7 +67,7 @@ def do_runs(
 
 def alone_in(run: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the lock of a run's folder. The lock in its policy/ is held where it is trained: here or on a worker."""
-    return locks.alone(run / ".lock", str(run))
+    return ranks.find().alone(run)
 
 
 def inputs_of(dataset: DemoDataset, source: Source) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ the same weights as one that was not.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -19,27 +19,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from s2robot import engines, files, locks, registry, seals
+from s2robot import engines, files, ranks, registry, seals
 from s2robot.board import Board
 from s2robot.contribution import by_scale
 from s2robot.datasets import DemoDataset
-from s2robot.encoder import Encoder, EncoderConfig
+from s2robot.encoder import EncoderConfig
 from s2robot.episodes import split_episodes
-from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.frames import Frames
 from s2robot.interface import described
+from s2robot.ranks import Ranks
 from s2robot.samples import Samples, Source, gather
 from s2robot.schedule import learning_rate
 from s2robot.settings import SETTINGS, hold_against, settings_of
 from s2robot.store import FeatureStore
-from s2robot.types import Policy
+from s2robot.trained import SUM
 
 Progress = Callable[[int, int, str], None]
 VALID_EVERY = 50
-SUM = "weights_sha256"  # in policy.json: of policy.safetensors; older policies have none
+APART = 7_919_000_003  # between the seeds of processes that share a batch
 
 
 @dataclass(frozen=True)
@@ -99,109 +100,90 @@ def train(
         S2RobotError: the loss became NaN.
     """
     kind = registry.policy_kind(policy)
+    check_processes(kind)
     settings = settings_of(kind, dataset, source, encoder, policy, config)
     if _is_done(out, settings, policy):
         return out
-    episodes = _episodes(dataset, config)
-    out.mkdir(parents=True, exist_ok=True)
-    with locks.alone(out / ".lock", str(out)), torch.random.fork_rng(devices=[]):
-        if _is_done(out, settings, policy):  # by whoever held the lock until now
-            return out
-        files.sweep(out)
-        if isinstance(source, FeatureStore):
-            for store in (source, *source.versions):
-                store.verify(episodes)
-        torch.manual_seed(config.seed)
-        network = _network(kind, policy, dataset, source, encoder, episodes)
-        where = engines.find_device(device or (None if isinstance(source, Frames) else "cpu"))
-        state = _TrainState(network.to(where), config)
-        state.restore(out / "state.pt")
-        train_rows, valid_rows = _split(source, len(episodes), config)
-        samples = gather(dataset, source, network, episodes, out)
-        files.write_json(out / SETTINGS, settings)
-        describe = partial(_description, kind, dataset, source, encoder)
-        _loop(state, samples, train_rows, valid_rows, config, out, progress, describe)
-        if worth := by_scale(state.averaged.module, samples, valid_rows, encoder.scale_names):
-            files.write_json(out / "scales.json", worth)
-        _write_policy(state.averaged.module, describe, out)
-        (out / "state.pt").unlink(missing_ok=True)
-        (out / "done").touch()
+    where = _device(source, device)
+    with ranks.joined(where) as here:
+        out.mkdir(parents=True, exist_ok=True)
+        with here.alone(out), torch.random.fork_rng(devices=[]):
+            if not _is_done(out, settings, policy):  # by whoever held the lock until now
+                state, samples = _prepare(dataset, source, encoder, policy, config, out, where, here)
+                learned, held_out = _split(source, len(_episodes(dataset, config)), config)
+                if here.is_first:
+                    files.write_json(out / SETTINGS, settings)
+                    describe = partial(_description, kind, dataset, source, encoder)
+                    with _Log(state, samples, held_out, config, describe, out) as log:
+                        _loop(state, samples, learned, config, here, progress, log.note)
+                    _finish(state, samples, held_out, encoder, describe, out)
+                else:
+                    _loop(state, samples, learned, config, here, progress)
+        here.wait()
     return out
+
+
+def check_processes(kind: str) -> None:
+    """Raises InvalidInput under torchrun, for a policy that learns from features."""
+    if ranks.find().world > 1 and not registry.reads_frames(kind):
+        raise InvalidInput(
+            f"Under torchrun policies are trained that read frames, such as cnn and finetune. {kind} learns from"
+            " features, a minute in one process: leave torchrun out"
+        )
+
+
+def _device(source: Source, asked: str | None) -> torch.device:
+    return ranks.find_device(asked or "auto") if isinstance(source, Frames) else engines.find_device(asked or "cpu")
+
+
+def _prepare(
+    dataset: DemoDataset,
+    source: Source,
+    encoder: EncoderConfig,
+    policy: Any,
+    config: TrainConfig,
+    out: Path,
+    where: torch.device,
+    here: Ranks,
+) -> tuple[_TrainState, Samples]:
+    """The network, as it was left, and what it learns from."""
+    kind, episodes = registry.policy_kind(policy), _episodes(dataset, config)
+    if here.is_first:
+        files.sweep(out)
+    if isinstance(source, FeatureStore):
+        for store in (source, *source.versions):
+            store.verify(episodes)
+    torch.manual_seed(config.seed)
+    network = _network(kind, policy, dataset, source, encoder, episodes).to(where)
+    here.share_out(network)
+    state = _TrainState(network, config)
+    state.restore(out / "state.pt")
+    samples = gather(dataset, source, network, episodes, out)
+    if (windows := _windows(samples, config)) % here.world:
+        raise InvalidInput(f"--train.batch {config.batch}: {windows} windows, not divisible by {here.world} processes")
+    return state, samples
+
+
+def _finish(
+    state: _TrainState,
+    samples: Samples,
+    held_out: Tensor,
+    encoder: EncoderConfig,
+    describe: Callable[[Any], dict[str, Any]],
+    out: Path,
+) -> None:
+    """Write the policy, and what each scale is worth to it."""
+    if worth := by_scale(state.averaged.module, samples, held_out, encoder.scale_names):
+        files.write_json(out / "scales.json", worth)
+    _write_policy(state.averaged.module, describe, out)
+    (out / "state.pt").unlink(missing_ok=True)
+    (out / "done").touch()
 
 
 def _is_done(out: Path, settings: dict[str, Any], policy: Any) -> bool:
     """Raises InvalidInput where something else was learned there, or is being."""
     hold_against(out, settings, {"policy": type(policy)(), "train": TrainConfig(), "encoder": EncoderConfig()})
     return (out / "done").exists()
-
-
-def load_policy(
-    folder: str | Path, device: str | None = None, *, engine: str = "auto", precision: str | None = None
-) -> Policy:
-    """Load a trained policy: `folder` is what `train` returned, or a run folder that holds it as `policy/`.
-
-    Args:
-        engine, precision: who computes its features, see `s2robot.engines`; default: the precision it was trained on.
-            A policy that reads frames is torch's alone, in fp32.
-
-    Raises:
-        InvalidInput: there is no policy there, or not for this engine and precision.
-        CorruptFile: it cannot be read back.
-        CheckpointMismatch: its encoder's weights are not those it was trained on.
-    """
-    folder = Path(folder)
-    if (folder / "policy" / "policy.json").exists():
-        folder = folder / "policy"
-    if not (folder / "policy.json").exists():
-        raise InvalidInput(f"No policy in {folder}: it has no policy.json. Train one: s2robot train --help")
-    description = files.read_json(folder / "policy.json")
-    try:
-        path = folder / "policy.safetensors"
-        if description.get(SUM, seals.digest(path)) != seals.digest(path):
-            raise ValueError(f"{path.name} is not what was written beside policy.json")
-        weights = load_file(path)
-        module = registry.policy_module(description["kind"])
-        if getattr(module.NETWORK, "reads_privileged", False):
-            privileged: Policy = registry.acting().restore_privileged(module, description, weights)
-            return privileged
-        if module.NETWORK.reads_frames:
-            return _pixel_policy(folder, module, description, weights, device, (engine, precision))
-        known = EncoderConfig(**{**description["encoder"], "engine": "auto"})
-        encoder = known.build(device)
-        if encoder.fingerprint != description["encoder_fingerprint"]:
-            raise CheckpointMismatch(
-                f"The policy in {folder} was trained on features of {description['encoder']['name']} with fingerprint"
-                f" {description['encoder_fingerprint'][:12]}, but that encoder is now {encoder.fingerprint[:12]}."
-                " Train it again on the new features, or give it the encoder weights it knew"
-            )
-        chosen = Encoder(
-            encoder.backbone, dataclasses.replace(known, engine=engine, precision=precision or known.precision)
-        )
-        policy: Policy = registry.acting().restore(module, description, chosen.to(encoder.device), weights)
-    except S2RobotError:
-        raise
-    except Exception as error:  # safetensors, json keys, state dict: all mean the same to the reader
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise CorruptFile(folder, reason, "Train it again, or restore it from a copy") from error
-    return policy
-
-
-def _pixel_policy(
-    folder: Path,
-    module: Any,
-    description: dict[str, Any],
-    weights: dict[str, Tensor],
-    device: str | None,
-    how: tuple[str, str | None],
-) -> Policy:
-    if how[0] not in ("auto", "torch") or how[1] not in (None, "fp32"):
-        raise InvalidInput(
-            f"Engine {how[0]!r}, precision {how[1]!r}: the {description['kind']} policy in {folder} reads frames by a"
-            " network of its own, which only torch in fp32 computes. Leave both out"
-        )
-    known = description["encoder"] and EncoderConfig(**description["encoder"])
-    policy: Policy = registry.acting().restore_pixels(module, description, known, weights, engines.find_device(device))
-    return policy
 
 
 def _episodes(dataset: DemoDataset, config: TrainConfig) -> range:
@@ -248,52 +230,86 @@ class _TrainState:
 def _loop(
     state: _TrainState,
     samples: Samples,
-    train_rows: Tensor,
-    valid_rows: Tensor,
+    rows: Tensor,
     config: TrainConfig,
-    out: Path,
+    here: Ranks,
     progress: Progress,
-    describe: Callable[[Any], dict[str, Any]],
+    note: Callable[[float], None] = lambda loss: None,
 ) -> None:
-    kept = {config.steps - round(k * config.steps / 2 / (config.snapshots + 1)) for k in range(1, config.snapshots + 1)}
-    files.keep_lines(out / "metrics.jsonl", lambda row: row["step"] <= state.step)  # later ones are taken again
-    began, network = time.monotonic(), state.network
-    with files.JsonLines(out / "metrics.jsonl") as metrics, Board(out / "tensorboard", state.step) as board:
-        while state.step < config.steps:
-            loss = _step(state, samples, train_rows, config)
-            if not math.isfinite(loss):
-                raise S2RobotError(
-                    f"The loss is {loss} at step {state.step}. Lower --train.lr (now {config.lr}), or look for NaN in"
-                    " the data"
-                )
-            state.step += 1
-            progress(state.step, config.steps, f"loss {loss:.4f}")
-            if state.step % VALID_EVERY == 0 or state.step == config.steps:
-                row: dict[str, Any] = {"step": state.step, "loss": loss, "lr": learning_rate(config, state.step - 1)}
-                row["valid_loss"] = _valid_loss(state, samples, valid_rows, config)
-                metrics.write({**row, "seconds": round(time.monotonic() - began, 2)})
-                board.write(row)
-            if state.step in kept:
-                _write_policy(state.averaged.module, describe, out / "snapshots" / f"{state.step:06}")
-            if state.step % config.checkpoint_every == 0:
-                state.save(out / "state.pt")
-    network.eval()
+    """All steps that are left; note: called after each, with its loss."""
+    while state.step < config.steps:
+        loss = _step(state, samples, rows, config, here)
+        if not math.isfinite(loss):
+            raise S2RobotError(
+                f"The loss is {loss} at step {state.step}. Lower --train.lr (now {config.lr}), or look for NaN in"
+                " the data"
+            )
+        state.step += 1
+        progress(state.step, config.steps, f"loss {loss:.4f}")
+        note(loss)
+    state.network.eval()
 
 
-def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfig) -> float:
-    batch, versions = _draw(samples, rows, config, state.step)
-    samples.expect(*_draw(samples, rows, config, state.step + 1))
-    torch.manual_seed(config.seed * 1_000_003 + state.step)  # dropout and noise
+class _Log:
+    """What training leaves on its way: metrics, snapshots, checkpoints."""
+
+    def __init__(
+        self,
+        state: _TrainState,
+        samples: Samples,
+        valid_rows: Tensor,
+        config: TrainConfig,
+        describe: Callable[[Any], dict[str, Any]],
+        out: Path,
+    ) -> None:
+        self.state, self.samples, self.valid_rows, self.config = state, samples, valid_rows, config
+        self.describe, self.out, self.began = describe, out, time.monotonic()
+        count, steps = config.snapshots, config.steps
+        self.kept = {steps - round(k * steps / 2 / (count + 1)) for k in range(1, count + 1)}
+
+    def __enter__(self) -> _Log:
+        out, step = self.out, self.state.step
+        files.keep_lines(out / "metrics.jsonl", lambda row: row["step"] <= step)  # later ones are taken again
+        self.open = contextlib.ExitStack()
+        self.metrics = self.open.enter_context(files.JsonLines(out / "metrics.jsonl"))
+        self.board = self.open.enter_context(Board(out / "tensorboard", step))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open.close()
+
+    def note(self, loss: float) -> None:
+        """After a step."""
+        state, config = self.state, self.config
+        if state.step % VALID_EVERY == 0 or state.step == config.steps:
+            row: dict[str, Any] = {"step": state.step, "loss": loss, "lr": learning_rate(config, state.step - 1)}
+            row["valid_loss"] = _valid_loss(state, self.samples, self.valid_rows, config)
+            self.metrics.write({**row, "seconds": round(time.monotonic() - self.began, 2)})
+            self.board.write(row)
+        if state.step in self.kept:
+            _write_policy(state.averaged.module, self.describe, self.out / "snapshots" / f"{state.step:06}")
+        if state.step % config.checkpoint_every == 0:
+            state.save(self.out / "state.pt")
+
+
+def _step(state: _TrainState, samples: Samples, rows: Tensor, config: TrainConfig, here: Ranks) -> float:
+    """One step of the optimiser on this process's share of a batch; the loss of all of it."""
+    mine = here.share(_windows(samples, config))
+    batch, versions = (drawn[mine] for drawn in _draw(samples, rows, config, state.step))
+    samples.expect(*(drawn[mine] for drawn in _draw(samples, rows, config, state.step + 1)))
+    torch.manual_seed(config.seed * 1_000_003 + state.step + here.rank * APART)  # dropout and noise
     for group, share in zip(state.optimizer.param_groups, state.shares, strict=True):
         group["lr"] = share * learning_rate(config, state.step)
     state.network.train()
-    loss: Tensor = state.network.batch_loss(samples.take(batch, state.device, versions))
+    windows = samples.take(batch, state.device, versions)
+    loss: Tensor = state.network.batch_loss(windows)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    loss = here.combine(state.network.parameters(), loss, windows.valid[:, -1].sum())
     nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
     state.optimizer.step()
     state.averaged.update_parameters(state.network)
-    return float(loss.detach())
+    return float(loss)
 
 
 def _draw(samples: Samples, rows: Tensor, config: TrainConfig, step: int) -> tuple[Tensor, Tensor]:

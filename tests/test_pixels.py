@@ -22,8 +22,10 @@ from s2robot.policies.cnn import CNNConfig, CNNNetwork
 from s2robot.policies.finetune import FinetuneConfig, FinetuneNetwork
 from s2robot.policies.neck import Batch, Shapes
 from s2robot.policies.pixels import random_shift
+from s2robot.ranks import Ranks
 from s2robot.store import encode_dataset
-from s2robot.training import TrainConfig, load_policy, train
+from s2robot.trained import load_policy
+from s2robot.training import TrainConfig, train
 from s2robot.types import FRAMES, PROPRIOCEPTION
 
 TINY = EncoderConfig("timm:test_vit", random_weights=True, sizes=(32, 64))
@@ -178,7 +180,7 @@ def test_eyes_learn_at_their_own_rate(dataset: DemoDataset, tmp_path: Path) -> N
         len(list(network.eye.parameters())),
     ]
     samples = training.gather(dataset, Frames(dataset), network, range(4), tmp_path)
-    training._step(state, samples, torch.arange(8), TrainConfig(warmup=0.0, lr=1e-3))
+    training._step(state, samples, torch.arange(8), TrainConfig(warmup=0.0, lr=1e-3), Ranks())
     assert [group["lr"] for group in state.optimizer.param_groups] == pytest.approx([1e-3, 2.5e-4])
 
 

@@ -21,7 +21,8 @@ from s2robot.datasets import Episode, write_dataset
 from s2robot.encoder import EncoderConfig, load_encoder
 from s2robot.errors import BrokenPlugin, InvalidInput, UnknownName
 from s2robot.store import encode_dataset
-from s2robot.training import TrainConfig, load_policy, train
+from s2robot.trained import load_policy
+from s2robot.training import TrainConfig, train
 
 __all__ = ["install"]
 FIND: dict[str, Any] = {

@@ -19,7 +19,8 @@ from s2robot.policies.bc_mlp import BCConfig
 from s2robot.policies.bc_rnn import RNNConfig
 from s2robot.samples import Source
 from s2robot.store import FeatureStore, encode_dataset
-from s2robot.training import TrainConfig, load_policy, train
+from s2robot.trained import load_policy
+from s2robot.training import TrainConfig, train
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Policy
 
 ENCODER = EncoderConfig(random_weights=True, scales=(1, 2))

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_runs import TINY, folder_with_frames
+from test_policy_verbs import demos
 
+from s2robot import cli, files, pretrain, training
 from s2robot import config as configuration
-from s2robot import files, pretrain
+from s2robot.datasets import DemoDataset
+from s2robot.demo import run_schema
 from s2robot.errors import InvalidInput
+from s2robot.frames import Frames
 from s2robot.ranks import Ranks, find
 from s2robot.recipe import PretrainConfig
+from s2robot.training import train
 from s2robot.workers import ONE_THREAD
 
 CONFIG = replace(TINY, accumulate=2, batch=8, objective="merged", ema=0.9)
@@ -66,6 +72,87 @@ def test_two_processes_go_on_where_one_was_killed(tmp_path: Path) -> None:
     torchrun(CONFIG, tmp_path / "two")
     check_alike(tmp_path / "one", tmp_path / "two")
     assert [start["processes"] for start in files.read_jsonl(tmp_path / "two" / "starts.jsonl")] == [1, 2]
+
+
+CNN = ["--kind", "cnn", "--policy.size", "16", "--policy.widths", "[16, 16]", "--policy.blocks", "0"]
+CNN += ["--steps", "6", "--train.batch", "8", "--train.lr", "1e-4", "--train.checkpoint_every", "3"]
+STILL = ["--policy.dropout", "0", "--policy.shift", "0", "--policy.proprioception_noise", "0"]  # each draws its own
+
+
+def train_words(data: Path, out: Path, *more: str) -> list[str]:
+    return ["train", str(data), "--out", str(out), *CNN, *more]
+
+
+def train_on(processes: int, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node 2 -m s2robot.cli train`"""
+    how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "s2robot.cli"]
+    return subprocess.run(
+        [sys.executable, *how, *words], env=os.environ | ONE_THREAD | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def check_same_policy(one: Path, other: Path) -> None:
+    """To what summing in another order may change."""
+    theirs = [load_file(folder / "policy" / "policy.safetensors") for folder in (one, other)]
+    assert theirs[0].keys() == theirs[1].keys()
+    for name, value in theirs[0].items():
+        torch.testing.assert_close(theirs[1][name], value, rtol=0, atol=1e-5)
+
+
+def test_a_policy_from_pixels_is_the_same_by_two_processes_begun_or_gone_on_with(tmp_path: Path) -> None:
+    data = demos(tmp_path / "demos.hdf5", 0).path
+    assert cli.main(train_words(data, tmp_path / "one", *STILL)) == 0
+    done = train_on(2, train_words(data, tmp_path / "two", *STILL))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Now: s2robot eval") == 1  # one process speaks
+    check_same_policy(tmp_path / "one", tmp_path / "two")
+    rows = [files.read_jsonl(tmp_path / run / "policy" / "metrics.jsonl") for run in ("one", "two")]
+    assert [row["step"] for row in rows[1]] == [6]
+    assert rows[1][0]["loss"] == pytest.approx(rows[0][0]["loss"], abs=1e-5)
+
+    config = configuration.load(run_schema("cnn"), "demo", [*_keys(CNN), *STILL])
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    dataset, run = DemoDataset(data), tmp_path / "three"
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, Frames(dataset, config.encode.stride), config.encoder, config.policy, config.train,
+              run / "policy", progress=kill, device="cpu")  # fmt: skip
+    assert (run / "policy" / "state.pt").exists()
+    done = train_on(2, train_words(data, run, *STILL))
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_same_policy(tmp_path / "one", run)
+
+
+def _keys(words: list[str]) -> list[str]:
+    """The same without what the verb alone knows."""
+    rest = [*words[2:]]
+    rest[rest.index("--steps")] = "--train.steps"
+    return rest
+
+
+def test_processes_shift_their_shares_differently(tmp_path: Path) -> None:
+    data = demos(tmp_path / "demos.hdf5", 0).path
+    found = []
+    for name, processes in (("one", 1), ("two", 2)):
+        done = train_on(processes, train_words(data, tmp_path / name))
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(load_file(tmp_path / name / "policy" / "policy.safetensors")["head.0.weight"])
+    assert not torch.allclose(*found, atol=1e-5)
+
+
+def test_torchrun_is_refused_for_a_policy_on_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    dataset = demos(tmp_path / "demos.hdf5", 0)
+    with pytest.raises(InvalidInput, match="bc-mlp learns from features"):
+        training.check_processes("bc-mlp")
+    training.check_processes("finetune")
+    assert cli.main(["train", str(dataset.path), "--out", str(tmp_path / "run"), "--steps", "2"]) == 2
+    assert not list(tmp_path.glob("features/*/done"))  # nothing was encoded for it
 
 
 def test_shares_are_all_of_the_batch_and_apart() -> None:

@@ -29,7 +29,8 @@ from s2robot.rollouts import (
 )
 from s2robot.selection import VALIDATION_SEED, ValidationConfig, select
 from s2robot.store import encode_dataset
-from s2robot.training import TrainConfig, load_policy, train
+from s2robot.trained import load_policy
+from s2robot.training import TrainConfig, train
 from s2robot.types import FRAMES, PROPRIOCEPTION, Observation
 
 pytestmark = pytest.mark.sim

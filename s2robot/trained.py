@@ -1,0 +1,86 @@
+"""Read a trained policy back: its network, behind the encoder it was trained on or with eyes of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from s2robot import engines, files, registry, seals
+from s2robot.encoder import Encoder, EncoderConfig
+from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
+from s2robot.types import Policy
+
+SUM = "weights_sha256"  # in policy.json: of policy.safetensors; older policies have none
+
+
+def load_policy(
+    folder: str | Path, device: str | None = None, *, engine: str = "auto", precision: str | None = None
+) -> Policy:
+    """Load a trained policy: `folder` is what `train` returned, or a run folder that holds it as `policy/`.
+
+    Args:
+        engine, precision: who computes its features, see `s2robot.engines`; default: the precision it was trained on.
+            A policy that reads frames is torch's alone, in fp32.
+
+    Raises:
+        InvalidInput: there is no policy there, or not for this engine and precision.
+        CorruptFile: it cannot be read back.
+        CheckpointMismatch: its encoder's weights are not those it was trained on.
+    """
+    folder = Path(folder)
+    if (folder / "policy" / "policy.json").exists():
+        folder = folder / "policy"
+    if not (folder / "policy.json").exists():
+        raise InvalidInput(f"No policy in {folder}: it has no policy.json. Train one: s2robot train --help")
+    description = files.read_json(folder / "policy.json")
+    try:
+        path = folder / "policy.safetensors"
+        if description.get(SUM, seals.digest(path)) != seals.digest(path):
+            raise ValueError(f"{path.name} is not what was written beside policy.json")
+        weights = load_file(path)
+        module = registry.policy_module(description["kind"])
+        if getattr(module.NETWORK, "reads_privileged", False):
+            privileged: Policy = registry.acting().restore_privileged(module, description, weights)
+            return privileged
+        if module.NETWORK.reads_frames:
+            return _pixel_policy(folder, module, description, weights, device, (engine, precision))
+        known = EncoderConfig(**{**description["encoder"], "engine": "auto"})
+        encoder = known.build(device)
+        if encoder.fingerprint != description["encoder_fingerprint"]:
+            raise CheckpointMismatch(
+                f"The policy in {folder} was trained on features of {description['encoder']['name']} with fingerprint"
+                f" {description['encoder_fingerprint'][:12]}, but that encoder is now {encoder.fingerprint[:12]}."
+                " Train it again on the new features, or give it the encoder weights it knew"
+            )
+        chosen = Encoder(
+            encoder.backbone, dataclasses.replace(known, engine=engine, precision=precision or known.precision)
+        )
+        policy: Policy = registry.acting().restore(module, description, chosen.to(encoder.device), weights)
+    except S2RobotError:
+        raise
+    except Exception as error:  # safetensors, json keys, state dict: all mean the same to the reader
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise CorruptFile(folder, reason, "Train it again, or restore it from a copy") from error
+    return policy
+
+
+def _pixel_policy(
+    folder: Path,
+    module: Any,
+    description: dict[str, Any],
+    weights: dict[str, Tensor],
+    device: str | None,
+    how: tuple[str, str | None],
+) -> Policy:
+    if how[0] not in ("auto", "torch") or how[1] not in (None, "fp32"):
+        raise InvalidInput(
+            f"Engine {how[0]!r}, precision {how[1]!r}: the {description['kind']} policy in {folder} reads frames by a"
+            " network of its own, which only torch in fp32 computes. Leave both out"
+        )
+    known = description["encoder"] and EncoderConfig(**description["encoder"])
+    policy: Policy = registry.acting().restore_pixels(module, description, known, weights, engines.find_device(device))
+    return policy
