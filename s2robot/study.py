@@ -162,6 +162,7 @@ def run_study(
 
     Raises:
         InvalidInput: the folder holds a study with other arms of the same name, or other settings.
+        S2RobotError: an arm's encoder cannot be made.
         Occupied: another process runs it.
     """
     every = list(cells(study))  # a wrong setting is said before anything is done
@@ -169,6 +170,8 @@ def run_study(
         raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
     if strange := [cell.arm for cell in every if _judged_on(cell) != _judged_on(every[0])]:
         raise InvalidInput(f"Arm {strange[0]} is judged on other episodes: in a study all are judged on the same")
+    for encoder in dict.fromkeys(cell.config.encoder for cell in every):
+        encoder.build("cpu")  # a file of weights that is missing is said now, not after the arms before it
     with locks.alone(out / ".lock", str(out)):
         return _run_study(study, every, out, console, data, launcher)
 

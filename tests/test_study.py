@@ -13,7 +13,7 @@ import yaml
 from s2robot import cli, compare, files, study_videos
 from s2robot import config as configuration
 from s2robot.datasets import DemoDataset
-from s2robot.errors import CorruptFile, InvalidInput, UnknownName
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
 from s2robot.rollouts import read_results
 from s2robot.study import StudyConfig, cells, merged, read_study, run_study
 from s2robot.study_page import write_page
@@ -118,6 +118,7 @@ def test_settings_of_an_arm_reach_its_runs_and_no_other(tmp_path: Path) -> None:
         ({"vary": "train.dmos", "levels": [1]}, UnknownName, "train.demos"),
         ({"arms": {"a": {}, "b": {"collect": {"demos": 9}}}}, InvalidInput, "learn from the same"),
         ({"arms": {"a": {}, "b": {"eval": {"seed": 9}}}}, InvalidInput, "judged on the same"),
+        ({"arms": {"a": {}, "b": {"encoder": {"name": "s2robot", "checkpoint": "gone.pt"}}}}, S2RobotError, "gone.pt"),
         ({"vary": "policy.tokens", "levels": ["map", "cls"]}, InvalidInput, "expected numbers"),
         ({"arms": {"a": {"encoder": "tiny"}}, "run": {"encoder": {"scales": [1]}}}, UnknownName, "arm a 'encoder'"),
         ({"vary": "train", "levels": [1], "run": {"train": {"steps": 4}}}, UnknownName, "'train'"),
