@@ -223,13 +223,13 @@ def write_sum(path: Path, content: Path) -> None:
         temporary.write_text(f"{seals.digest(content)}  {path.name}\n", encoding="utf-8")
 
 
-def sweep(folder: str | Path) -> list[Path]:
+def sweep(folder: str | Path, *, deep: bool = False) -> list[Path]:
     """Remove the temporary files and folders that killed processes of this machine left in `folder`.
 
-    Those of other machines on a shared disk may be in use.
+    deep: and in the folders within. Those of other machines on a shared disk may be in use.
     """
     removed = []
-    for path in sorted(Path(folder).absolute().glob("*.tmp-*")):
+    for path in sorted(Path(folder).absolute().glob("**/*.tmp-*" if deep else "*.tmp-*")):
         match = _LEFTOVER.search(path.name)
         if match is None or path in _in_use or match["machine"] not in (None, _HERE):
             continue

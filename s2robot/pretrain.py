@@ -72,6 +72,7 @@ def _prepare(config: PretrainConfig, out: Path, here: Ranks, progress: Progress)
     """The folder and its frames: the first process makes them, the others find them there."""
     if here.is_first:
         out.mkdir(parents=True, exist_ok=True)
+        files.sweep(out, deep=True)
         keep_recipe(config, out)
         gather(config, out, progress)
     here.wait()

@@ -83,7 +83,7 @@ def _bound(config: RLConfig, out: Path) -> Iterator[None]:
     """The folder has these settings; a run that could not begin leaves none that bind the next."""
     begins = not (out / "config.yaml").exists()
     configuration.keep(dataclasses.replace(config, out="."), out)
-    files.sweep(out)
+    files.sweep(out, deep=True)
     try:
         yield
     except S2RobotError:

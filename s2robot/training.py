@@ -149,7 +149,7 @@ def _prepare(
     """The network, as it was left, and what it learns from."""
     kind, episodes = registry.policy_kind(policy), _episodes(dataset, config)
     if here.is_first:
-        files.sweep(out)
+        files.sweep(out, deep=True)
     if isinstance(source, FeatureStore):
         for store in (source, *source.versions):
             store.verify(episodes)

@@ -80,6 +80,16 @@ def test_a_kill_inside_atomic_keeps_the_old_file_and_sweep_removes_the_rest(tmp_
     assert names(tmp_path) == ["a"]
 
 
+def test_what_is_left_in_folders_within_goes_where_that_is_asked_for(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    left = tmp_path / "snapshots" / "000160" / f"policy.json.tmp-{process.pid}"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert sweep(tmp_path) == [] and sweep(tmp_path, deep=True) == [left]
+    assert left.parent.is_dir() and not left.exists()
+
+
 def test_sweep_knows_its_own_open_files_from_a_namesakes_leftovers(tmp_path: Path) -> None:
     (tmp_path / f"old.tmp-{os.getpid()}").mkdir()  # of a process that had our pid, in another life of this container
     (tmp_path / "notes.tmp-draft").touch()
