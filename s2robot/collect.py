@@ -96,15 +96,15 @@ def _left_of(parts: Path) -> bool:
 def _whole(path: Path, config: CollectConfig) -> DemoDataset:
     """What was collected before, if it is what is asked for now; more or fewer demonstrations are."""
     dataset = DemoDataset(path)
+    if dataset.lost:
+        why = f"it was cut short, {len(dataset.lost)} of {len(dataset)} episodes are lost"
+        raise CorruptFile(path, why, f"To collect again: rm {path}")
     task = registry.get_task(config.task, config.robot)
     asked = {"task": task.name, "robot": task.robot, "fidelity": config.fidelity, "noise": config.noise}
     there = {name: dataset.env_args.get(name, value) for name, value in asked.items()}
     asked["frame_size"], there["frame_size"] = config.frame_size, dataset.frame_shape[1]
     if other := [f"{name} {there[name]}, not {asked[name]}" for name in asked if there[name] != asked[name]]:
         raise InvalidInput(f"{path} holds other demonstrations ({'; '.join(other)}). Choose another --out")
-    if dataset.lost:
-        why = f"it was cut short, {len(dataset.lost)} of {len(dataset)} episodes are lost"
-        raise CorruptFile(path, why, f"To collect again: rm {path}")
     return dataset
 
 

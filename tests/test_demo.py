@@ -49,10 +49,10 @@ def test_run_again_it_does_nothing_twice(tiny: DemoConfig) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} | {
         path: path.stat().st_mtime_ns for path in out.glob("demos.hdf5")
     }
-    episodes = (out / "episodes.jsonl").read_bytes()
+    episodes = (out / "episodes-fast.jsonl").read_bytes()
     demo.demo(tiny, Console(quiet=True))
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert (out / "episodes.jsonl").read_bytes() == episodes
+    assert (out / "episodes-fast.jsonl").read_bytes() == episodes
 
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(tiny: DemoConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from s2robot import cli, files, locks, training
+from s2robot import cli, files, locks
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.encoder import EncoderConfig
@@ -116,7 +116,7 @@ def test_what_another_finished_just_before_is_not_done_again(
     def never(*_: Any) -> None:
         raise AssertionError("it is trained again")
 
-    monkeypatch.setattr(training.locks, "alone", just_done)
+    monkeypatch.setattr(locks, "alone", just_done)
     arguments = (data, Frames(data), EncoderConfig(), policy)
     assert (train(*arguments, config, tmp_path / "a", device="cpu", progress=never) / "done").exists()
     with pytest.raises(InvalidInput, match="learned with other settings"):

@@ -160,7 +160,7 @@ def test_the_curve_counts_its_own_seeds_alone_where_simulations_are_more_than_ep
     worlds.step = step  # type: ignore[method-assign]
     wins, steps = validate(Still(), worlds, 1, first=500_000)
     assert set(seen) > {500_000}  # the others' episodes ended too
-    assert wins in (0, 1) and steps == 200
+    assert wins in (0, 1) and 0 < steps <= 60
     worlds.close()
 
 
