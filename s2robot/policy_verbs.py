@@ -30,28 +30,7 @@ def do_train(argv: Sequence[str]) -> int:
     from s2robot.sweeps import alone_in, everywhere
     from s2robot.training import check_processes
 
-    parser = command.parser(
-        "train",
-        "Train a policy; encodes first what is not yet encoded, unless the policy reads frames itself.",
-        "s2robot train runs/lift.hdf5 --out runs/lift-act --kind act --seeds 0,1,2 --validate 20",
-        key="--policy.hidden 512",
-    )
-    parser.add_argument("dataset", help="an HDF5 file of demonstrations, or its address: s3://BUCKET/NAME")
-    parser.add_argument("--config", default="demo", help="a config by name or .yaml path (default: demo)")
-    command.policy_kind(parser)
-    parser.add_argument("--seeds", default=None, help="one run a seed, OUT/seed-0 and so on: 0,1,2")
-    command.launcher(parser, "each run of --seeds is a piece")
-    parser.add_argument(
-        "--validate",
-        type=int,
-        default=0,
-        metavar="EPISODES",
-        help="judge snapshots by so many rollouts each, on seeds of their own; the best goes to OUT/best",
-    )
-    command.shorthands(
-        parser, out="out", seed="train.seed", steps="train.steps", demos="train.demos", snapshots="train.snapshots"
-    )
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = _train_parser().parse_known_args(list(argv))
     if options.validate < 0:
         raise UsageError(f"--validate is {options.validate}; expected a number of rollouts, 0 for none")
     kind = command.chosen_kind(options, options.config)
@@ -84,6 +63,31 @@ def do_train(argv: Sequence[str]) -> int:
         _train_elsewhere(launcher, dataset, source, options.validate, runs, Path(config.out), console)
     console.print(f"Now: s2robot eval {config.out}", highlight=False)
     return 0
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = command.parser(
+        "train",
+        "Train a policy; encodes first what is not yet encoded, unless the policy reads frames itself.",
+        "s2robot train runs/lift.hdf5 --out runs/lift-act --kind act --seeds 0,1,2 --validate 20",
+        key="--policy.hidden 512",
+    )
+    parser.add_argument("dataset", help="an HDF5 file of demonstrations, or its address: s3://BUCKET/NAME")
+    parser.add_argument("--config", default="demo", help="a config by name or .yaml path (default: demo)")
+    command.policy_kind(parser)
+    parser.add_argument("--seeds", default=None, help="one run a seed, OUT/seed-0 and so on: 0,1,2")
+    command.launcher(parser, "each run of --seeds is a piece")
+    parser.add_argument(
+        "--validate",
+        type=int,
+        default=0,
+        metavar="EPISODES",
+        help="judge snapshots by so many rollouts each, on seeds of their own; the best goes to OUT/best",
+    )
+    command.shorthands(
+        parser, out="out", seed="train.seed", steps="train.steps", demos="train.demos", snapshots="train.snapshots"
+    )
+    return parser
 
 
 def _train_elsewhere(
