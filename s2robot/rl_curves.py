@@ -40,9 +40,8 @@ def rl_curves(argv: Sequence[str]) -> int:
         runs[_name(run)] = points(run)
     if options.keep:
         for name, rows in runs.items():
-            path = Path(options.keep) / f"{name}.jsonl"
-            path.unlink(missing_ok=True)  # lines are appended; these may be its own, read above
-            with files.JsonLines(path) as lines:
+            path = Path(options.keep) / f"{name}.jsonl"  # which may be where they were read
+            with files.atomic(path) as temporary, files.JsonLines(temporary) as lines:
                 for row in rows:
                     lines.write(row)
     with files.atomic(options.svg) as temporary:

@@ -184,6 +184,37 @@ def test_eyes_learn_at_their_own_rate(dataset: DemoDataset, tmp_path: Path) -> N
     assert [group["lr"] for group in state.optimizer.param_groups] == pytest.approx([1e-3, 2.5e-4])
 
 
+def test_processes_learn_from_parts_of_one_batch_with_noise_of_their_own(
+    dataset: DemoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, config = _cnn(), TrainConfig(batch=8)
+    samples = training.gather(dataset, Frames(dataset), network, range(4), tmp_path)
+    rows: list[list[int]] = []
+    noise: list[torch.Tensor] = []
+
+    real_take, real_loss = type(samples).take, network.batch_loss
+
+    def take(self: Any, batch: torch.Tensor, *more: Any) -> Any:
+        rows.append(batch.tolist())
+        return real_take(self, batch, *more)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        noise.append(torch.rand(4))
+        return real_loss(batch)
+
+    class Unheard(Ranks):
+        def combine(self, parameters: Any, loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return loss.detach()
+
+    monkeypatch.setattr(type(samples), "take", take)
+    monkeypatch.setattr(network, "batch_loss", loss)
+    for here in (Unheard(), Unheard(0, 2), Unheard(1, 2)):
+        state = training._TrainState(network, config)
+        training._step(state, samples, torch.arange(8), config, here)
+    assert rows[1] + rows[2] == rows[0] and len(rows[1]) == len(rows[2]) == 4
+    assert torch.equal(noise[1], noise[0]) and not torch.equal(noise[2], noise[0])
+
+
 def test_a_goal_and_a_context_work_from_pixels() -> None:
     config = CNNConfig(size=32, widths=(16, 32), context=2, chunk=4)
     shapes = Shapes(views=2, scales=1, width=64, grid=(8, 8), proprioception=5, actions=4, goal=3)

@@ -134,16 +134,6 @@ def _keys(words: list[str]) -> list[str]:
     return rest
 
 
-def test_processes_shift_their_shares_differently(tmp_path: Path) -> None:
-    data = demos(tmp_path / "demos.hdf5", 0).path
-    found = []
-    for name, processes in (("one", 1), ("two", 2)):
-        done = train_on(processes, train_words(data, tmp_path / name))
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(load_file(tmp_path / name / "policy" / "policy.safetensors")["head.0.weight"])
-    assert not torch.allclose(*found, atol=1e-5)
-
-
 def test_torchrun_is_refused_for_a_policy_on_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(name, value)

@@ -154,13 +154,16 @@ def test_the_curve_counts_its_own_seeds_alone_where_simulations_are_more_than_ep
 
     def step(actions: Any) -> Any:
         result = real(actions)
-        seen.extend(info["seed"] for info in result[3] if "episode" in info)
+        for info in result[3]:
+            if "episode" in info:
+                seen.append(info["seed"])
+                info["success"] = info["seed"] != 500_000  # all that training begins would succeed
         return result
 
     worlds.step = step  # type: ignore[method-assign]
     wins, steps = validate(Still(), worlds, 1, first=500_000)
     assert set(seen) > {500_000}  # the others' episodes ended too
-    assert wins in (0, 1) and 0 < steps <= 60
+    assert wins == 0 and 0 < steps <= 60
     worlds.close()
 
 
