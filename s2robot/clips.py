@@ -30,6 +30,7 @@ VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
 DEMONSTRATIONS = (".hdf5", ".h5")
 LONGEST_RUN = 64  # images in a clip: neighbours by name are often neighbours in time
 FEWEST_CLIPS = 50  # of images, where there are as many
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, CorruptFile)
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ def find_clips(source: Path, seed: int) -> list[Clip]:
 def read_clip(clip: Clip, config: PretrainConfig, rng: np.random.Generator, reading: Reading) -> Iterator[Any]:
     """Yield a clip's frames, (H, H, 3); what cannot be read is left out and noted in `reading`."""
     for path, image in _pictures(clip, config.every, reading):
+        along = (rng.random(), rng.random()) if config.square == "random" else (0.5, 0.5)
         try:
-            square = _square(image, config, rng, reading)
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes only now
+            square = square_of(image, config.frame_size, along)
+        except (OSError, ValueError, SyntaxError) as error:  # of a frame that is no image after all
             reading.skipped.append(f"{path}: {_words(error)}")
             continue
+        reading.enlarged += min(image.size) < config.frame_size
         yield square
 
 
@@ -94,13 +97,34 @@ def _pictures(clip: Clip, every: int, reading: Reading) -> Iterator[tuple[Path, 
     else:
         for path in clip.paths:
             try:
-                seals.check_sum(path, "")
-                with Image.open(path) as image:
-                    image.verify()  # of PNG every checksum, at which decoding does not look
-                with Image.open(path) as image:
-                    yield path, ImageOps.exif_transpose(image)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, CorruptFile) as error:
+                image = open_image(path)
+            except UNREADABLE as error:
                 reading.skipped.append(f"{path}: {_words(error)}")
+                continue
+            yield path, image
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image upright, checked and decoded; raises one of UNREADABLE."""
+    seals.check_sum(path, "")
+    with Image.open(path) as image:
+        image.verify()  # of PNG every checksum, at which decoding does not look
+    with Image.open(path) as image:
+        upright: Image.Image = ImageOps.exif_transpose(image)
+        upright.load()
+    return upright
+
+
+def square_of(image: Image.Image, size: int, along: tuple[float, float] = (0.5, 0.5)) -> NDArray[np.uint8]:
+    """(size, size, 3) out of an image of any size and colour mode: the square of its shorter side.
+
+    along: where the square lies from left to right and from top to bottom, 0 to 1.
+    """
+    shorter = min(image.size)
+    left, top = (int((side - shorter) * share) for side, share in zip(image.size, along, strict=True))
+    box = (left, top, left + shorter, top + shorter)
+    square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box)
+    return np.asarray(square, dtype=np.uint8)
 
 
 def _filmed(path: Path, every: int, reading: Reading) -> Iterator[tuple[Path, Image.Image]]:
@@ -127,18 +151,6 @@ def _demonstrated(clip: Clip, every: int, reading: Reading) -> Iterator[tuple[Pa
         return
     for frame in frames.reshape(-1, *frames.shape[2:]):
         yield path, Image.fromarray(frame)
-
-
-def _square(
-    image: Image.Image, config: PretrainConfig, rng: np.random.Generator, reading: Reading
-) -> NDArray[np.uint8]:
-    """(frame_size, frame_size, 3) out of an image of any size and colour mode."""
-    shorter, size = min(image.size), config.frame_size
-    left, top = ((side - shorter) * (rng.random() if config.square == "random" else 0.5) for side in image.size)
-    box = (int(left), int(top), int(left) + shorter, int(top) + shorter)
-    square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box)
-    reading.enlarged += shorter < size
-    return np.asarray(square, dtype=np.uint8)
 
 
 def _runs(images: list[Path]) -> Iterator[tuple[Path, ...]]:

@@ -100,7 +100,7 @@ def _whole(path: Path, config: CollectConfig) -> DemoDataset:
         why = f"it was cut short, {len(dataset.lost)} of {len(dataset)} episodes are lost"
         raise CorruptFile(path, why, f"To collect again: rm {path}")
     task = registry.get_task(config.task, config.robot)
-    asked = {"task": task.name, "robot": task.robot, "fidelity": config.fidelity, "noise": config.noise}
+    asked = {"task": task.name, "robot": task.robot, **_manner(config)}
     there = {name: dataset.env_args.get(name, value) for name, value in asked.items()}
     asked["frame_size"], there["frame_size"] = config.frame_size, dataset.frame_shape[1]
     if other := [f"{name} {there[name]}, not {asked[name]}" for name in asked if there[name] != asked[name]]:
@@ -131,15 +131,15 @@ def _collect(config: CollectConfig, path: Path, folder: Path, progress: Progress
                 )
     finally:
         results.close()
-    env_args = {
-        "env_name": task.robosuite_name,
-        "task": config.task,
-        "fidelity": config.fidelity,
-        "noise": config.noise,
-    }
+    env_args: dict[str, Any] = {"env_name": task.robosuite_name, "task": config.task, **_manner(config)}
     env_args |= {"robot": task.robot, "control_hz": task.control_hz, "action_names": list(task.action_names)}
     env_args |= {"proprioception_names": list(task.proprioception_names), "versions": _versions()}
     return merge(parts, path, env_args, task.cameras, kept)
+
+
+def _manner(config: CollectConfig) -> dict[str, Any]:
+    """How the demonstrations were made, for the file to say. Older files say less."""
+    return {name: getattr(config, name) for name in ("fidelity", "noise", "shoves", "seed")}
 
 
 def demonstrate(env: RobosuiteEnv, seed: int, noise: float, shoves: float = 0.0) -> Episode:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from s2robot import bootstrap, files, machine
-from s2robot.bootstrap import Counts
+from s2robot.bootstrap import Counts, Score
 from s2robot.encoder import EncoderConfig
 from s2robot.engines import find_device
 from s2robot.errors import InvalidInput, UnknownName
@@ -100,7 +100,7 @@ def probe(
         "command": command, "config": dataclasses.asdict(config),
         "n": {"train": data.train.count, "test": data.test.count}, "data_fingerprint": data.fingerprint,
         "rows": rows, "blind": _blind(config, data),
-        "differences": differences(counts, config.encoders, config.readouts),
+        "differences": differences(counts, config.encoders, config.readouts, lambda name: MEASURES[name].score),
         "machine": machine.machine(), "versions": machine.versions(), "git": machine.git_revision(),
     }  # fmt: skip
     files.write_json(out / "probe.json", result)
@@ -201,8 +201,10 @@ def _blind(config: ProbeConfig, data: ProbeData) -> dict[str, float]:
     return found
 
 
-def differences(counts: Scores, encoders: Sequence[str], readouts: Sequence[str]) -> list[dict[str, Any]]:
-    """Paired differences.
+def differences(
+    counts: Scores, encoders: Sequence[str], readouts: Sequence[str], score_of: Callable[[str], Score]
+) -> list[dict[str, Any]]:
+    """Paired differences; score_of: a measure's score of summed counts.
 
     Every encoder against the first, read-out by read-out; every read-out against the first, within an encoder; and
     the first encoder's later read-outs against the others' first: a small net at more scales against a larger one.
@@ -210,11 +212,11 @@ def differences(counts: Scores, encoders: Sequence[str], readouts: Sequence[str]
     pairs = [((name, each), (encoders[0], each)) for each in readouts for name in encoders[1:]]
     pairs += [((name, each), (name, readouts[0])) for name in encoders for each in readouts[1:]]
     pairs += [((encoders[0], each), (name, readouts[0])) for name in encoders[1:] for each in readouts[1:]]
-    return list(_compared(counts, pairs))
-
-
-def _compared(counts: Scores, pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> Iterator[dict[str, Any]]:
     names = dict.fromkeys(name for _, _, name in counts)
+    found = []
     for (a, b), name in itertools.product(pairs, names):
-        found = bootstrap.paired_difference(counts[a[0], a[1], name], counts[b[0], b[1], name], MEASURES[name].score)
-        yield {"a": list(a), "b": list(b), "measure": name, **dataclasses.asdict(found), "resolved": found.resolved}
+        each = bootstrap.paired_difference(counts[a[0], a[1], name], counts[b[0], b[1], name], score_of(name))
+        found.append(
+            {"a": list(a), "b": list(b), "measure": name, **dataclasses.asdict(each), "resolved": each.resolved}
+        )
+    return found

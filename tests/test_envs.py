@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 
 import s2robot
+from s2robot.collect import CollectConfig, collect
 from s2robot.envs import TASKS, get_task, make_env, osc, pick_color
 from s2robot.envs.bridge import FIDELITIES, RobosuiteEnv
 from s2robot.envs.lift import PLACEMENT
@@ -319,8 +321,6 @@ def test_only_the_named_cube_counts(colour_env: RobosuiteEnv) -> None:
 
 
 def test_the_goal_is_in_the_demonstrations(tmp_path: Path) -> None:
-    from s2robot.collect import CollectConfig, collect
-
     config = CollectConfig(task="PickColor", demos=3, frame_size=32, workers=1)
     dataset = collect(config, tmp_path / "demos.hdf5")
     env = make_env("PickColor", fidelity="fast", render_frames=False)
@@ -331,8 +331,6 @@ def test_the_goal_is_in_the_demonstrations(tmp_path: Path) -> None:
 
 
 def test_demonstrations_name_the_versions_of_a_checkout_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from s2robot.collect import CollectConfig, collect
-
     known = {name: metadata.version(name) for name in ("mujoco", "robosuite", "numpy")}
 
     def missing(name: str) -> str:
@@ -341,6 +339,15 @@ def test_demonstrations_name_the_versions_of_a_checkout_too(tmp_path: Path, monk
     monkeypatch.setattr(metadata, "version", missing)  # on PYTHONPATH, never installed
     dataset = collect(CollectConfig(task="Reach", demos=1, frame_size=32, workers=1), tmp_path / "demos.hdf5")
     assert dataset.env_args["versions"] == known
+
+
+def test_a_collected_file_answers_for_what_it_was_asked_and_nothing_else(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"task": "Reach", "demos": 1, "frame_size": 32, "workers": 1, "noise": 0.1}
+    first = collect(CollectConfig(**asked), tmp_path / "demos.hdf5")
+    assert collect(CollectConfig(**asked), tmp_path / "demos.hdf5").fingerprint == first.fingerprint
+    for other in ({"seed": 1}, {"shoves": 0.0}, {"noise": 0.2}, {"fidelity": "exact"}):
+        with pytest.raises(InvalidInput, match=f"holds other demonstrations .{next(iter(other))}"):
+            collect(CollectConfig(**asked | other), tmp_path / "demos.hdf5")
 
 
 def test_stock_lift_starts_where_robosuites_does() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_scenes import Averager, SquareScenes, quiet, subject
 
-from s2robot import cli, files, probe_tasks, probe_verb, registry
+from s2robot import cli, files, probe_tables, probe_tasks, registry
 from s2robot import probe as probing
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 from s2robot.files import read_jsonl
@@ -274,7 +274,7 @@ def test_verb_tells_people_in_tables_and_programs_in_json(
 
 def test_weights_are_called_by_name_unless_that_is_anothers_too() -> None:
     result = {"config": {"encoders": ["mine=a.safetensors", "s2robot-tiny", "s2robot-tiny=b.safetensors"]}}
-    called = [probe_verb._called(each, result) for each in result["config"]["encoders"]]
+    called = [probe_tables.called(each, result) for each in result["config"]["encoders"]]
     assert called == ["mine", "s2robot-tiny", "s2robot-tiny=b.safetensors"]
 
 

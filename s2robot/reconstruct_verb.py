@@ -1,0 +1,70 @@
+"""The verb `probe reconstruct`: how much of a larger model's features a smaller one holds, as a table and JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2robot import command, files, progress
+from s2robot import config as configuration
+from s2robot.reconstruct import ReconstructConfig, reconstruct
+
+
+def do_reconstruct(argv: Sequence[str]) -> int:
+    parser = command.parser(
+        "probe reconstruct",
+        "How much of a larger model's features a smaller one holds, with one scale and with several.\n"
+        "Encoders are named as for `s2robot probe`; a bound is a still larger one, which ratios are taken against.\n"
+        "Frames are of a folder of images, videos and demonstrations, of one of these, or a run's frames.npy.",
+        "s2robot probe reconstruct --small vit-small --large vit-base --bound vit-large --source recordings/",
+        "--frames 2000",
+    )
+    parser.add_argument("--out", default="runs/reconstruct", help="results, and the frames (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    command.shorthands(parser, **{key: key for key in ("small", "large", "bound", "source", "scales", "frames")})
+    options, rest = parser.parse_known_args(list(argv))
+    config = configuration.load(ReconstructConfig, None, command.overrides(options, rest))
+    console, out = Console(stderr=options.json), Path(options.out)
+    with progress.bar("reconstruct", console) as report:
+        result = reconstruct(config, out, report)
+    files.write_json(
+        out / "reconstruct.json", {**result, "command": shlex.join(["s2robot", "probe", "reconstruct", *argv])}
+    )
+    if options.json:
+        Console(soft_wrap=True).out(json.dumps(files.plain(result), indent=2), highlight=False)
+        return 0
+    console.width = console.width if console.is_terminal else 140
+    console.print(_table(result))
+    return 0
+
+
+def _table(result: dict[str, Any]) -> Table:
+    target, n = result["target"], result["frames"]
+    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left", title_style="bold")
+    table.title = f"\n{target['name']} from smaller ones, {n['train']} frames to fit and {n['test']} others to score"
+    for head in (
+        "features of",
+        "channels",
+        "loss, fit",
+        "loss",
+        "information, fit",
+        "information",
+        "ratio, fit",
+        "ratio",
+    ):
+        table.add_column(head, justify="left" if head == "features of" else "right")
+    for row in result["rows"]:
+        fit, test = row["train"], row["test"]
+        cells = [row["model"], str(row["channels"]), f"{fit['loss']:.4g}", f"{test['loss']:.4g}"]
+        cells += [f"{fit['information']:.3f}", rf"{test['information']:.3f} \[{test['low']:.3f}, {test['high']:.3f}]"]
+        if "ratio" in test:
+            span = rf"\[{100 * test['ratio_low']:.1f}, {100 * test['ratio_high']:.1f}]"
+            cells += [f"{100 * fit['ratio']:.1f} %", f"{100 * test['ratio']:.1f} % {span}"]
+        table.add_row(*cells)
+    return table
