@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,25 +9,9 @@ from typing import Any
 
 from s2robot import files, registry
 from s2robot.config import differences, filled
-from s2robot.datasets import DemoDataset
-from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
-from s2robot.frames import Frames
-from s2robot.samples import Source
 
-SETTINGS = "settings.json"  # written when training begins
-
-
-def settings_of(
-    kind: str, dataset: DemoDataset, source: Source, encoder: EncoderConfig, policy: Any, train: Any
-) -> dict[str, Any]:
-    """All that decides the weights, as plain JSON; train: a `training.TrainConfig`."""
-    seen = dataclasses.asdict(encoder) if isinstance(source, Frames) else source.encoder_fingerprint[:16]
-    learned = {name: value for name, value in vars(train).items() if name != "checkpoint_every"}
-    versions = [] if isinstance(source, Frames) else [store.folder.name for store in source.versions]
-    data = {"dataset": dataset.fingerprint[:16], "stride": source.stride, "encoder": seen, "versions": versions}
-    settings: dict[str, Any] = files.plain({"kind": kind, **data, "policy": policy, "train": learned})
-    return settings
+SETTINGS = "settings.json"  # `Lesson.settings`, written when training begins
 
 
 def hold_against(out: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

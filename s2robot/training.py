@@ -13,11 +13,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,14 +25,13 @@ from s2robot.board import Board
 from s2robot.contribution import by_scale
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
-from s2robot.episodes import split_episodes
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.frames import Frames
-from s2robot.interface import described
+from s2robot.lesson import Lesson
 from s2robot.ranks import Ranks
 from s2robot.samples import Samples, Source, gather
 from s2robot.schedule import learning_rate
-from s2robot.settings import SETTINGS, hold_against, settings_of
+from s2robot.settings import SETTINGS, hold_against
 from s2robot.store import FeatureStore
 from s2robot.trained import SUM
 
@@ -99,9 +96,9 @@ def train(
             or otherwise.
         S2RobotError: the loss became NaN.
     """
-    kind = registry.policy_kind(policy)
-    check_processes(kind)
-    settings = settings_of(kind, dataset, source, encoder, policy, config)
+    lesson = Lesson(dataset, source, encoder, policy, config)
+    check_processes(lesson.kind)
+    settings = lesson.settings()
     if _is_done(out, settings, policy):
         return out
     where = _device(source, device)
@@ -109,18 +106,28 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         with here.alone(out), torch.random.fork_rng(devices=[]):
             if not _is_done(out, settings, policy):  # by whoever held the lock until now
-                state, samples = _prepare(dataset, source, encoder, policy, config, out, where, here)
-                learned, held_out = _split(source, len(_episodes(dataset, config)), config)
-                if here.is_first:
-                    files.write_json(out / SETTINGS, settings)
-                    describe = partial(_description, kind, dataset, source, encoder)
-                    with _Log(state, samples, held_out, config, describe, out) as log:
-                        _loop(state, samples, learned, config, here, progress, log.note)
-                    _finish(state, samples, held_out, encoder, describe, out)
-                else:
-                    _loop(state, samples, learned, config, here, progress)
+                _learn(lesson, settings, out, where, here, progress)
         here.wait()
     return out
+
+
+def _learn(
+    lesson: Lesson, settings: dict[str, Any], out: Path, where: torch.device, here: Ranks, progress: Progress
+) -> None:
+    """All of it, on this process; the first one keeps what comes of it."""
+    state, samples = _prepare(lesson, out, where, here)
+    learned, held_out = lesson.split()
+    if not here.is_first:
+        _loop(state, samples, learned, lesson.config, here, progress)
+        return
+    files.write_json(out / SETTINGS, settings)
+    with _Log(state, samples, held_out, lesson, out) as log:
+        _loop(state, samples, learned, lesson.config, here, progress, log.note)
+    if worth := by_scale(state.averaged.module, samples, held_out, lesson.encoder.scale_names):
+        files.write_json(out / "scales.json", worth)
+    _write_policy(state.averaged.module, lesson, out)
+    (out / "state.pt").unlink(missing_ok=True)
+    (out / "done").touch()
 
 
 def check_processes(kind: str) -> None:
@@ -136,61 +143,29 @@ def _device(source: Source, asked: str | None) -> torch.device:
     return ranks.find_device(asked or "auto") if isinstance(source, Frames) else engines.find_device(asked or "cpu")
 
 
-def _prepare(
-    dataset: DemoDataset,
-    source: Source,
-    encoder: EncoderConfig,
-    policy: Any,
-    config: TrainConfig,
-    out: Path,
-    where: torch.device,
-    here: Ranks,
-) -> tuple[_TrainState, Samples]:
+def _prepare(lesson: Lesson, out: Path, where: torch.device, here: Ranks) -> tuple[_TrainState, Samples]:
     """The network, as it was left, and what it learns from."""
-    kind, episodes = registry.policy_kind(policy), _episodes(dataset, config)
+    source, config, episodes = lesson.source, lesson.config, lesson.episodes
     if here.is_first:
         files.sweep(out, deep=True)
     if isinstance(source, FeatureStore):
         for store in (source, *source.versions):
             store.verify(episodes)
     torch.manual_seed(config.seed)
-    network = _network(kind, policy, dataset, source, encoder, episodes).to(where)
+    network = lesson.network().to(where)
     here.share_out(network)
     state = _TrainState(network, config)
     state.restore(out / "state.pt")
-    samples = gather(dataset, source, network, episodes, out)
+    samples = gather(lesson.dataset, source, network, episodes, out)
     if (windows := _windows(samples, config)) % here.world:
         raise InvalidInput(f"--train.batch {config.batch}: {windows} windows, not divisible by {here.world} processes")
     return state, samples
-
-
-def _finish(
-    state: _TrainState,
-    samples: Samples,
-    held_out: Tensor,
-    encoder: EncoderConfig,
-    describe: Callable[[Any], dict[str, Any]],
-    out: Path,
-) -> None:
-    """Write the policy, and what each scale is worth to it."""
-    if worth := by_scale(state.averaged.module, samples, held_out, encoder.scale_names):
-        files.write_json(out / "scales.json", worth)
-    _write_policy(state.averaged.module, describe, out)
-    (out / "state.pt").unlink(missing_ok=True)
-    (out / "done").touch()
 
 
 def _is_done(out: Path, settings: dict[str, Any], policy: Any) -> bool:
     """Raises InvalidInput where something else was learned there, or is being."""
     hold_against(out, settings, {"policy": type(policy)(), "train": TrainConfig(), "encoder": EncoderConfig()})
     return (out / "done").exists()
-
-
-def _episodes(dataset: DemoDataset, config: TrainConfig) -> range:
-    """The demonstrations learned from: the dataset's first."""
-    if not 0 <= config.demos <= len(dataset):
-        raise InvalidInput(f"--train.demos is {config.demos}; {dataset.path} has {len(dataset)} demonstrations")
-    return range(config.demos or len(dataset))
 
 
 class _TrainState:
@@ -253,18 +228,10 @@ def _loop(
 class _Log:
     """What training leaves on its way: metrics, snapshots, checkpoints."""
 
-    def __init__(
-        self,
-        state: _TrainState,
-        samples: Samples,
-        valid_rows: Tensor,
-        config: TrainConfig,
-        describe: Callable[[Any], dict[str, Any]],
-        out: Path,
-    ) -> None:
-        self.state, self.samples, self.valid_rows, self.config = state, samples, valid_rows, config
-        self.describe, self.out, self.began = describe, out, time.monotonic()
-        count, steps = config.snapshots, config.steps
+    def __init__(self, state: _TrainState, samples: Samples, valid_rows: Tensor, lesson: Lesson, out: Path) -> None:
+        self.state, self.samples, self.valid_rows, self.lesson = state, samples, valid_rows, lesson
+        self.out, self.began = out, time.monotonic()
+        count, steps = lesson.config.snapshots, lesson.config.steps
         self.kept = {steps - round(k * steps / 2 / (count + 1)) for k in range(1, count + 1)}
 
     def __enter__(self) -> _Log:
@@ -280,14 +247,14 @@ class _Log:
 
     def note(self, loss: float) -> None:
         """After a step."""
-        state, config = self.state, self.config
+        state, config = self.state, self.lesson.config
         if state.step % VALID_EVERY == 0 or state.step == config.steps:
             row: dict[str, Any] = {"step": state.step, "loss": loss, "lr": learning_rate(config, state.step - 1)}
             row["valid_loss"] = _valid_loss(state, self.samples, self.valid_rows, config)
             self.metrics.write({**row, "seconds": round(time.monotonic() - self.began, 2)})
             self.board.write(row)
         if state.step in self.kept:
-            _write_policy(state.averaged.module, self.describe, self.out / "snapshots" / f"{state.step:06}")
+            _write_policy(state.averaged.module, self.lesson, self.out / "snapshots" / f"{state.step:06}")
         if state.step % config.checkpoint_every == 0:
             state.save(self.out / "state.pt")
 
@@ -333,35 +300,7 @@ def _windows(samples: Samples, config: TrainConfig) -> int:
     return max(1, config.batch // samples.window.shape[1])
 
 
-def _network(
-    kind: str, policy: Any, dataset: DemoDataset, source: Source, encoder: EncoderConfig, episodes: range
-) -> Any:
-    """A fresh network for these shapes, its compression and normalisation fitted to the demonstrations."""
-    network_of = registry.policy_module(kind).NETWORK
-    if network_of.reads_frames != isinstance(source, Frames):
-        wanted = "s2robot.frames.Frames" if network_of.reads_frames else "a feature store"
-        raise InvalidInput(f"The policy {kind} was given a {type(source).__name__} to learn from; expected {wanted}")
-    shape = () if isinstance(source, Frames) else source.map.shape
-    spread = registry.neck().rows_to_fit(shape, int(source.rows(episodes[-1])[0][-1]) + 1)
-    first = dataset.episode(0)
-    fields = {"proprioception": first.proprioception.shape[1], "actions": first.actions.shape[1]}
-    fields["goal"] = 0 if first.goal is None else first.goal.shape[1]
-    network = network_of.fresh(policy, source, spread, encoder, fields)
-    states = torch.from_numpy(np.concatenate([dataset.episode(k).proprioception for k in episodes]))
-    network.proprioception_mean.copy_(states.mean(dim=0))
-    network.proprioception_std.copy_(states.std(dim=0).clamp_min(1e-4))
-    return network
-
-
-def _split(source: Source, episodes: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    rows = []
-    for part in split_episodes(episodes, config.valid_fraction, config.seed):
-        found = [np.asarray(source.rows(k)[0]) for k in part]
-        rows.append(torch.from_numpy(np.concatenate(found) if found else np.zeros(0, int)))
-    return rows[0], rows[1]
-
-
-def _write_policy(network: Any, describe: Callable[[Any], dict[str, Any]], out: Path) -> None:
+def _write_policy(network: Any, lesson: Lesson, out: Path) -> None:
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     for name, value in weights.items():  # the loss of a step says nothing of what the step itself has done
         if not value.isfinite().all():
@@ -369,21 +308,4 @@ def _write_policy(network: Any, describe: Callable[[Any], dict[str, Any]], out: 
     out.mkdir(parents=True, exist_ok=True)
     with files.atomic(out / "policy.safetensors") as temporary:
         save_file(weights, str(temporary))
-    files.write_json(out / "policy.json", {**describe(network), SUM: seals.digest(out / "policy.safetensors")})
-
-
-def _description(
-    kind: str, dataset: DemoDataset, source: Source, encoder: EncoderConfig, network: Any
-) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        **registry.acting().describe(network),
-        **network.needs(source, encoder),
-        "task": dataset.env_args.get("task"),
-        "robot": dataset.env_args.get("robot"),
-        "cameras": list(dataset.cameras),
-        "frame_size": dataset.frame_shape[1],
-        "frame": list(dataset.frame_shape[1:3]),
-        **described(dataset.env_args),
-        "parameters": sum(p.numel() for p in network.parameters()),
-    }
+    files.write_json(out / "policy.json", {**lesson.describe(network), SUM: seals.digest(out / "policy.safetensors")})

@@ -17,6 +17,7 @@ from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.encoder import Encoder, EncoderConfig, load_encoder
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.frames import Frames, shrink
+from s2robot.lesson import Lesson
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.policies.cnn import CNNConfig, CNNNetwork
 from s2robot.policies.finetune import FinetuneConfig, FinetuneNetwork
@@ -158,8 +159,7 @@ def test_finetuning_begins_as_the_policy_on_frozen_features(dataset: DemoDataset
     networks = []
     for config, source in ((BCConfig(), store), (FinetuneConfig(), Frames(dataset))):
         torch.manual_seed(0)
-        kind = registry.policy_kind(config)
-        networks.append(training._network(kind, config, dataset, source, TINY, range(4)).eval())
+        networks.append(Lesson(dataset, source, TINY, config, TrainConfig()).network().eval())
     rows = np.arange(len(store))
     state, goal = torch.randn(len(rows), 5), torch.zeros(len(rows), 0)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from s2robot.augment import Augmentation, augment
 from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
+from s2robot.lesson import Lesson
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.policies.bc_rnn import RNNConfig
 from s2robot.policies.neck import Batch, Neck
@@ -202,7 +203,7 @@ def test_versions_change_no_row_that_is_drawn(
         train(dataset, source, TINY, BCConfig(), SHORT, tmp_path / name)
     steps = [steps for _, steps in seen.train]
     assert steps[: SHORT.steps] == steps[SHORT.steps :]
-    rows, _ = training._split(plain, len(dataset), SHORT)
+    rows, _ = Lesson(dataset, plain, TINY, BCConfig(), SHORT).split()
     for step in range(SHORT.steps):  # the rule that there was before there were versions
         generator = torch.Generator().manual_seed(SHORT.seed * 1_000_003 + step)
         drawn = rows[torch.randint(len(rows), (SHORT.batch,), generator=generator)].numpy()
@@ -217,7 +218,7 @@ def test_without_versions_nothing_is_different(dataset: DemoDataset, store: Feat
         train(dataset, source, TINY, BCConfig(), SHORT, tmp_path / name)
     weights = {name: (tmp_path / name / "policy.safetensors").read_bytes() for name in ("plain", "asked", "versions")}
     assert weights["plain"] == weights["asked"] != weights["versions"]
-    network = training._network("bc-mlp", BCConfig(), dataset, plain, TINY, range(4))
+    network = Lesson(dataset, plain, TINY, BCConfig(), TrainConfig()).network()
     samples = training.gather(dataset, plain, network, range(4), tmp_path)
     assert samples.versions == 1
     rows, device = torch.tensor([3, 0, 11]), torch.device("cpu")
