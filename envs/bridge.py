@@ -72,6 +72,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
             raise UnknownName("fidelity", fidelity, FIDELITIES)
         wanted = Shift.parse(shift)
         self.task, self.fidelity, self.frame_size = task, fidelity, frame_size
+        self.metadata = {**self.metadata, "render_fps": task.control_hz}
         self.cameras = tuple(cameras) if cameras else task.cameras
         if render_frames:
             gl.prepare()  # before robosuite, which takes EGL for granted

@@ -2,7 +2,8 @@
 
 A score is a function of sums over scenes: an error is a mean, a mIoU a ratio of pixel counts. So each probe keeps
 counts (K seeds, n scenes, k numbers), and the score of any choice of scenes is that of their summed counts. Scenes
-are drawn anew with replacement, and so are the seeds: both are samples of what might have been. Pure: the same
+are drawn anew with replacement, and so are the seeds: both are samples of what might have been. Seeds are few, and
+draws of two or three are too much alike, so an interval is no narrower than Student's over the seeds. Pure: the same
 counts and the same `draws` give the same numbers.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from s2robot import statistics
 from s2robot.errors import InvalidInput
 
 Counts = NDArray[np.float64]
@@ -53,9 +55,9 @@ class Difference:
 
 
 def estimate(counts: Counts, score: Score, confidence: float = 0.95, draws: int = DRAWS) -> Estimate:
-    """The score of counts (K, n, k), with a bootstrap interval over scenes and seeds."""
+    """The score of counts (K, n, k), with an interval over scenes and seeds."""
     by_seed = _by_seed(counts, score)
-    low, high = _interval(resample(counts, score, draws), confidence)
+    low, high = _interval(resample(counts, score, draws), by_seed, confidence)
     spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0
     return Estimate(float(by_seed.mean()), low, high, spread, counts.shape[1], counts.shape[0])
 
@@ -64,9 +66,9 @@ def paired_difference(a: Counts, b: Counts, score: Score, confidence: float = 0.
     """Compare two encoders on the same scenes: what is hard for both cancels."""
     if a.shape != b.shape:
         raise InvalidInput(f"Counts are {a.shape} and {b.shape}; expected the same seeds and scenes")
-    value = float(_by_seed(a, score).mean() - _by_seed(b, score).mean())
-    low, high = _interval(resample(a, score, draws) - resample(b, score, draws), confidence)
-    return Difference(value, low, high)
+    by_seed = _by_seed(a, score) - _by_seed(b, score)
+    low, high = _interval(resample(a, score, draws) - resample(b, score, draws), by_seed, confidence)
+    return Difference(float(by_seed.mean()), low, high)
 
 
 def resample(counts: Counts, score: Score, draws: int = DRAWS) -> Counts:
@@ -93,6 +95,10 @@ def _by_seed(counts: Counts, score: Score) -> Counts:
     return score(counts.sum(axis=1))
 
 
-def _interval(values: Counts, confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+def _interval(drawn: Counts, by_seed: Counts, confidence: float) -> tuple[float, float]:
+    """Of what was drawn; where seeds differ more than scenes, Student's over the seeds, which are few."""
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if len(by_seed) == 1:
+        return float(low), float(high)
+    lowest, highest = statistics.student(by_seed, confidence)
+    return min(float(low), lowest), max(float(high), highest)

@@ -86,7 +86,7 @@ class CameraWatch:
         """Why one may not act now; "" if one may."""
         if self._stopped:
             return f"stopped until reset: {self._stopped}"
-        return self.fault if self._action == "hold" else ""
+        return self.fault if self._action in ("hold", "stop") else ""  # a reset does not make the last frame good
 
     def _judge(self, frame: NDArray[np.uint8]) -> dict[str, str]:
         """What is wrong, in words; a camera may be blank and frozen."""

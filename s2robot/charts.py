@@ -56,7 +56,8 @@ def line_chart_svg(series: Sequence[Series], title: str, x_label: str, y_label: 
     """Lines over a common pair of axes. With `log_y`, values of zero and below are left out."""
     points = [_drawable(s, log_y) for s in series]
     every = [point for line in points for point in line]
-    ends = [(x, y) for s in series for whisker in (s.low, s.high) for x, y in zip(s.x, whisker, strict=False)]
+    whiskers = [_whiskers(s, log_y) for s in series]
+    ends = [(x, y) for each in whiskers for x, *pair in each for y in pair]
     axes = _Axes.around([*every, *ends], log_y=log_y)
     parts = [*axes.svg(x_label, y_label), *_legend([s.name for s in series], y_label)]
     for index, line in enumerate(points):
@@ -67,8 +68,7 @@ def line_chart_svg(series: Sequence[Series], title: str, x_label: str, y_label: 
         )
         if len(line) <= 40:
             parts += [_disc(axes.x(x), axes.y(y), colour=colour, radius=3) for x, y in line]
-        whiskers = zip(series[index].x, series[index].low, series[index].high, strict=False)
-        parts += [_whisker(axes, x, low, high, colour) for x, low, high in whiskers]
+        parts += [_whisker(axes, x, low, high, colour) for x, low, high in whiskers[index]]
     return _svg(title, parts)
 
 
@@ -202,6 +202,12 @@ def _colour(index: int) -> str:
 def _drawable(series: Series, log_y: bool) -> list[tuple[float, float]]:
     points = zip(series.x, series.y, strict=True)
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)]
+
+
+def _whiskers(series: Series, log_y: bool) -> list[tuple[float, float, float]]:
+    """(x, low, high) of every point that has both ends; where the axis cannot go down to `low`, none."""
+    each = zip(series.x, series.low, series.high, strict=False)
+    return [w for w in each if all(map(math.isfinite, w)) and (w[1] > 0 or not log_y)]
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -7,8 +7,9 @@
 
 What an arm does on a seed is compared with what the others do on that seed, so that a hard start counts for no one.
 With one run an arm, difference and verdict are `statistics.paired_difference`'s. With several, the runs are a sample
-too: the interval is a bootstrap over runs and episodes (`s2robot.bootstrap`), widened to that of the pooled episodes
-where it is narrower, as a bootstrap of successes alone knows no failure.
+too. The interval is then the widest of three: a bootstrap over runs and episodes and Student's over the runs
+(`s2robot.bootstrap`), of which the second knows how few runs there are, and that of the pooled episodes, as successes
+alone know no failure.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from s2robot import bootstrap, statistics
 from s2robot.errors import InvalidInput
-from s2robot.rollouts import read_results
+from s2robot.rollouts import SEED_USES, read_results, seed_uses
 from s2robot.runs import seed_folders
 
 LOGS = ("episodes-exact.jsonl", "episodes.jsonl")  # what is read of a run: of `eval` at exact fidelity, and of `demo`
@@ -77,12 +78,14 @@ def compare(words: Sequence[str], log: str = "") -> dict[str, Any]:
         sizes = ", ".join(f"{name}: {len(runs)}" for name, runs in logs)
         raise InvalidInput(f"Arms have different numbers of runs ({sizes}); give each as many training seeds")
     every = [set(found) for _, runs in logs for found in runs]
-    seeds = sorted(set.intersection(*every))
-    if not seeds:
+    common = sorted(set.intersection(*every))
+    if not common:
         raise InvalidInput("These runs have no evaluation seed in common: evaluate them with the same --seed")
+    use, seeds = _of_one_use(common)
     arms = [Arm(name, np.array([[found[seed] for seed in seeds] for found in runs], bool)) for name, runs in logs]
     return {
         "seeds": [seeds[0], seeds[-1]],
+        "seeds_of": use,
         "n": len(seeds),
         "left_out": len(set.union(*every)) - len(seeds),
         "arms": [asdict(rate(arm)) for arm in arms],
@@ -114,6 +117,14 @@ def versus(arm: Arm, other: Arm) -> Versus:
     wanted = statistics.episodes_to_resolve(POINTS, max(differing, POINTS))
     more = max(0, -(-wanted // len(arm.outcomes)) - n)
     return Versus(arm.name, pooled.difference, low, high, resolved, p_value, more)
+
+
+def _of_one_use(seeds: Sequence[int]) -> tuple[str, list[int]]:
+    """Those that no choice was made on; where there are none, those of one other use, which the caller has to say."""
+    uses: dict[str, list[int]] = {use: [] for use in SEED_USES.values()}  # evaluation first
+    for seed in seeds:
+        uses[seed_uses(range(seed, seed + 1))[0]].append(seed)
+    return next((use, found) for use, found in uses.items() if found)
 
 
 def _parse(word: str) -> tuple[str, list[str]]:

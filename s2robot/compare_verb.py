@@ -32,10 +32,12 @@ def do_compare(argv: Sequence[str]) -> int:
     console = Console()
     console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
     console.print(_table(result))
-    left = f"; {result['left_out']} seeds that not all met are left out" if result["left_out"] else ""
+    left = f"; {result['left_out']} seeds that not all met, or of another use, are left out" * bool(result["left_out"])
     console.print(
         f"{result['n']} episodes a run, seeds {result['seeds'][0]} to {result['seeds'][1]}{left}.", highlight=False
     )
+    if result["seeds_of"] != "evaluation":
+        console.print(f"They are seeds of {result['seeds_of']}: no result to report.", style="yellow", highlight=False)
     several = len(result["arms"][0]["by_run"]) > 1
     for each in result["against_first"]:
         if not each["resolved"] and each["more_episodes"]:

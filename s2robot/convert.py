@@ -50,6 +50,7 @@ def _to_s2robot(
     has_seeds = None not in said.values() and len({int(seed) for seed in said.values()}) == len(chosen)
     seeds = {k: int(said[k]) if has_seeds else k for k in chosen}
     settings = {"source": str(source.path.absolute()), "steps": source.total, "cameras": source.cameras}
+    settings["by"] = "seeds" if has_seeds else "numbers"  # what names an episode's part
     parts = EpisodeParts(path.with_name(path.name + ".parts"), settings | {"env_args": source.env_args})
     with parts.none_left_empty():
         damaged = _write_all(source, seeds, parts, report)

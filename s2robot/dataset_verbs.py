@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from s2robot import command, dataset_view, files, progress
+from s2robot import command, dataset_view, files, progress, remote
 from s2robot import config as configuration
 from s2robot.adapters import lerobot
 from s2robot.convert import to_s2robot
@@ -110,14 +110,19 @@ def do_convert(argv: Sequence[str]) -> int:
     options = parser.parse_args(list(argv))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # LeRobot: what is missing in a folder is an error, not a download
     cameras = options.cameras.split(",") if options.cameras else []
+    if options.to == "s2robot" and (options.features or options.instruction):
+        raise InvalidInput("--features and --instruction are for LeRobot's layout: with --to lerobot")
     source, console = _source(options.dataset, cameras, scale_actions=options.scale_actions), Console()
+    if options.to == "s2robot" and cameras and not is_lerobot(options.dataset):
+        raise InvalidInput(f"{options.dataset} keeps all its cameras with --to s2robot. Leave --cameras out")
     episodes = dataset_view.choose(options.episodes, len(source)) if options.episodes else None
     with progress.bar("convert", console) as report:
         if options.to == "s2robot":
             dataset, damaged = to_s2robot(source, options.out, episodes=episodes, report=report)
             said = f"{len(dataset)} episodes, {dataset.total} steps, cameras {', '.join(dataset.cameras)}"
         else:
-            rows = _feature_rows(options.dataset, options.features) if options.features else None
+            views = [source.cameras.index(name) for name in cameras if name in source.cameras]  # others: said by export
+            rows = _feature_rows(options.dataset, options.features, views) if options.features else None
             damaged = lerobot.export(
                 source, options.out, cameras=cameras, episodes=episodes, instruction=options.instruction,
                 features=rows, report=report,
@@ -137,17 +142,17 @@ def _source(path: str, cameras: Sequence[str], *, scale_actions: bool) -> Demons
     return open_dataset(path)
 
 
-def _feature_rows(path: str, encoder: str) -> Callable[[int], NDArray[np.float32]]:
-    """Rows (L, V*D*S) of an episode: the encoder's cls of every camera, encoded once and kept beside the dataset."""
+def _feature_rows(path: str, encoder: str, views: Sequence[int]) -> Callable[[int], NDArray[np.float32]]:
+    """Rows (L, V*D*S) of an episode: cls of these cameras, or of all; encoded once and kept beside the dataset."""
     from s2robot.encoder import EncoderConfig
     from s2robot.store import encode_dataset
 
     config = configuration.load(EncoderConfig, None, ["--name", encoder])
-    store = encode_dataset(path, config, Path(path).parent / "features")
+    store = encode_dataset(path, config, remote.beside(path, "features"))
 
     def rows(k: int) -> NDArray[np.float32]:
-        cls: NDArray[np.float32] = np.asarray(store.cls[store.rows(k)[0]], np.float32)
-        return cls.reshape(len(cls), -1)
+        cls: NDArray[np.float32] = np.asarray(store.cls[store.rows(k)[0]], np.float32)  # (L, V, D*S)
+        return cls[:, views or slice(None)].reshape(len(cls), -1)
 
     return rows
 

@@ -189,7 +189,7 @@ def _baselines(
         rows.append(
             {
                 "name": name,
-                "scales": list(encoder.scales),
+                "scale_names": list(encoder.scale_names),
                 "successes": wins,
                 "episodes": len(theirs),
                 "interval": list(statistics.wilson(wins, len(theirs))),
@@ -223,7 +223,16 @@ def _more(
 
 
 def _seeded(config: DemoConfig) -> DemoConfig:
-    """One seed for all that is learned; what is judged keeps its own."""
+    """One seed for all that is learned; what is judged keeps its own.
+
+    Raises:
+        InvalidInput: collecting or training was given another.
+    """
+    for name, asked in (("collect", config.collect.seed), ("train", config.train.seed)):
+        if asked not in (0, config.seed):
+            raise InvalidInput(
+                f"--{name}.seed is {asked}, --seed {config.seed}: the demo has one seed. Give --seed {asked}"
+            )
     return dataclasses.replace(
         config,
         collect=dataclasses.replace(config.collect, seed=config.seed),

@@ -142,10 +142,22 @@ def _devices() -> Iterator[Check]:
 
 def _weights() -> Check:
     files = sorted(WEIGHTS.glob("*.safetensors"))
+    remedy = "Run: pip install --force-reinstall --no-deps s2robot   (in a checkout: git checkout s2robot/weights)"
     if not files:
-        remedy = "Run: pip install --force-reinstall --no-deps s2robot   (in a checkout: git checkout s2robot/weights)"
         return Check("weights", FAIL, f"none in {WEIGHTS}", remedy)
+    if damaged := _not_as_shipped(files):
+        return Check("weights", FAIL, f"{damaged} is not as it was shipped", remedy)
     return Check("weights", OK, ", ".join(f"{file.stem} ({file.stat().st_size / 1e6:.1f} MB)" for file in files))
+
+
+def _not_as_shipped(files: Sequence[Path]) -> str:
+    """The first file that its encoder would refuse; "" where all are whole."""
+    try:
+        from s2robot import catalogue, seals
+    except (ImportError, OSError):
+        return ""  # said by _torch
+    sums = {encoder.shipped: encoder.sha256 for encoder in catalogue.NAMED.values() if encoder.shipped}
+    return next((file.name for file in files if sums.get(file.name, "") not in ("", seals.digest(file))), "")
 
 
 def _extras() -> Iterator[Check]:

@@ -52,7 +52,8 @@ def session(backbone: FrozenViT, precision: str, threads: int) -> Any:
     names, values = [], []
     for name, value in backbone.state_dict().items():
         names.append(name)
-        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(value.detach().float().contiguous().numpy()))
+        plain = value.detach().float() if value.is_floating_point() else value.detach()  # a table of indices stays one
+        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(plain.contiguous().numpy()))
     graph = _cached(backbone)
     used = set(_weight_names(graph))
     kept = [(name, value) for name, value in zip(names, values, strict=True) if name in used]

@@ -35,14 +35,19 @@ def show(policy: Path, results: Sequence[EpisodeResult], config: EvalConfig, out
         seeds = [r.seed for r in results if r.success is (kind == "success")]
         if seeds:
             frames = record_episode(actor, env, seeds[0])  # (L, V, H, W, 3)
-            video.write_video(out / "videos" / f"{kind}.mp4", np.concatenate(list(frames.swapaxes(0, 1)), axis=2))
+            wide = np.concatenate(list(frames.swapaxes(0, 1)), axis=2)
+            video.write_video(out / "videos" / f"{kind}.mp4", wide, env.task.control_hz)
             stills = frames if stills is None else stills
     env.close()
     assert stills is not None
     with files.atomic(out / "pictures" / "strip.png") as temporary:
         video.contact_sheet(stills[:, 0], columns=6).save(temporary, "PNG")
     if description["encoder_fingerprint"]:  # a frozen encoder has features to show
-        _show_features(description["encoder"], stills[[0, len(stills) // 2]], out / "pictures" / "features.png")
+        _show_features(
+            {**description["encoder"], "engine": config.engine},
+            stills[[0, len(stills) // 2]],
+            out / "pictures" / "features.png",
+        )
     if (policy / "metrics.jsonl").exists():
         shutil.copyfile(policy / "metrics.jsonl", out / "metrics.jsonl")
 
@@ -72,6 +77,7 @@ def summarise(
         "successes": wins,
         "episodes": n,
         "interval": list(statistics.wilson(wins, n)),
+        "control_hz": description.get("control_hz"),
         "evaluation_seeds": [results[0].seed, results[-1].seed],
         "encoder": _frozen_encoder(description) if frozen else None,
         "policy": {
@@ -93,9 +99,10 @@ def summarise(
 
 
 def _frozen_encoder(description: Mapping[str, Any]) -> dict[str, Any]:
-    encoder = EncoderConfig(**description["encoder"])
+    encoder = EncoderConfig(**{**description["encoder"], "engine": "auto"})  # who trained may have had another
+    sizes = ("sizes", "tile") if encoder.sizes else ("scales", "tile") if encoder.tile else ("scales",)
     return {
-        **{name: description["encoder"][name] for name in ("name", "scales", "grid", "random_weights")},
+        **{name: getattr(encoder, name) for name in ("name", *sizes, "grid", "random_weights")},
         "parameters": sum(p.numel() for p in encoder.build().parameters()),
         "fingerprint": description["encoder_fingerprint"],
     }

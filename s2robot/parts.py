@@ -95,6 +95,11 @@ class EpisodeParts:
                 found[seed] = bool(group.attrs["success"])
         return found
 
+    def texts(self, seed: int) -> set[str]:
+        """What was written beside the episode of `seed`, by name."""
+        with self.open(seed) as group:
+            return set(group.attrs)
+
     @contextlib.contextmanager
     def open(self, seed: int) -> Iterator[h5py.Group]:
         """The open group of one episode; what is damaged in it becomes `CorruptFile`."""

@@ -5,6 +5,7 @@ One function a section, in the order of the page. Each says in words what the fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from s2robot.page import Html, tag
 from s2robot.runs import Run, read_run
 from s2robot.statistics import wilson
 
-HZ = 20  # robosuite's control rate: what steps mean in seconds
+HZ = 20  # robosuite's control rate, of runs that do not say theirs: what steps mean in seconds
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,9 @@ def _success(run: Run) -> Html:
 def _baselines(run: Run, baselines: list[Mapping[str, Any]]) -> Html:
     rows = [("This run", run.summary, "", "")]
     for baseline in baselines:
-        scales = ", ".join(f"{scale:g}" for scale in baseline.get("scales", []))
+        scales = ", ".join(baseline.get("scale_names") or [f"scale {scale:g}" for scale in baseline.get("scales", [])])
         name = str(baseline.get("name", "baseline"))
-        scale_words = f" ({'scales' if ',' in scales else 'scale'} {scales})" if scales else ""
+        scale_words = f" ({scales})" if scales else ""
         rows.append((name + scale_words, baseline, *_difference(baseline.get("paired", {}))))
     cells = []
     for name, result, difference, verdict in rows:
@@ -311,7 +312,9 @@ def _stages(run: Run) -> Html:
 
 
 def _episodes(run: Run) -> Html:
+    first, last = run.summary.get("evaluation_seeds") or (-math.inf, math.inf)  # a log may hold other evaluations too
     rows = [row for row in run.episodes if {"seed", "success", "steps"} <= row.keys()]
+    rows = [row for row in rows if first <= row["seed"] <= last]
     if not rows:
         return page.section("Every rollout", tag("p", "No episodes were written.", class_="soft"))
     rows.sort(key=lambda row: float(row["seed"]))
@@ -323,7 +326,8 @@ def _episodes(run: Run) -> Html:
     failed = [str(int(row["seed"])) for row in rows if not row["success"]]
     words = f"Failed on seeds {', '.join(failed)}." if failed else "None failed."
     if median := run.summary.get("steps_to_success", {}).get("p50"):
-        words += f" Half of the successes took at most {median:.0f} steps ({median / HZ:.1f} s at {HZ} Hz)."
+        hz = run.summary.get("control_hz") or HZ
+        words += f" Half of the successes took at most {median:.0f} steps ({median / hz:.1f} s at {hz:g} Hz)."
     title = "Steps of each rollout, in order of seed"
     return page.section(
         "Every rollout",

@@ -20,6 +20,7 @@ from s2robot.sources import StateDataset, control_hz, version_differences
 
 Progress = Callable[[int, int, str], None]
 MODELS = ("file", "suite")
+ELSEWHERE = "starts_elsewhere"  # an attribute of episodes whose seed starts another one here
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ def render(
     """
     path = Path(path)
     with locks.alone(path.with_name(f".{path.name}.lock"), str(path)):
-        return _render(Path(source), path, config, progress)
+        return _render(source, path, config, progress)
 
 
-def _render(source: Path, path: Path, config: RenderConfig, progress: Progress) -> Rendered:
+def _render(source: str | Path, path: Path, config: RenderConfig, progress: Progress) -> Rendered:
     dataset = StateDataset(source)
     if path.exists():
         raise InvalidInput(f"{path} is there already. Draw into another file, or remove it: rm {path}")
@@ -75,43 +76,42 @@ def _render(source: Path, path: Path, config: RenderConfig, progress: Progress) 
     settings = {name: value for name, value in vars(config).items() if name != "workers"}
     parts = EpisodeParts(path.with_name(path.name + ".parts"), settings | {"source": dataset.fingerprint})
     with parts.none_left_empty():
-        failed, elsewhere = _draw_all(dataset, keys, parts, config, progress)
+        failed = _draw_all(dataset, keys, parts, config, progress)
         done = [key for key in keys if key in set(parts.seeds_done())]
         if not done:
             reasons = " / ".join(list(dict.fromkeys(failed.values()))[:2])
             raise S2RobotError(f"None of the {len(keys)} episodes of {source} could be drawn: {reasons}")
-    notes = _notes(dataset, ours=ours, elsewhere=elsewhere)
+    notes = _notes(dataset, ours=ours, elsewhere=sum(ELSEWHERE in parts.texts(key) for key in done))
     env_args = _env_args(dataset, config, ours=ours)
     return Rendered(merge(parts, path, env_args, config.cameras, done), failed, notes)
 
 
 def _draw_all(
     dataset: StateDataset, keys: list[int], parts: EpisodeParts, config: RenderConfig, progress: Progress
-) -> tuple[dict[str, str], int]:
-    """Draw what is missing. What failed and why, and how many episodes start elsewhere than their seed does here."""
+) -> dict[str, str]:
+    """Draw what is missing. What failed and why."""
     present = set(parts.seeds_done())
     todo = [k for k, key in enumerate(keys) if key not in present]
     failed: dict[str, str] = {}
-    elsewhere, total = 0, len(keys)
+    total = len(keys)
     answer = partial(_draw, dataset, keys, parts.folder)
     results = workers.work(partial(registry.replay, dataset.env_args, config), answer, todo, config.workers)
     try:
-        for done, (k, (problem, alike)) in enumerate(results, start=total - len(todo) + 1):
+        for done, (k, problem) in enumerate(results, start=total - len(todo) + 1):
             if problem:
                 failed[dataset.name(k)] = problem
-            elsewhere += not alike
             progress(done, total, f"{len(failed)} failed" if failed else "")
     finally:
         results.close()
-    return failed, elsewhere
+    return failed
 
 
-def _draw(dataset: StateDataset, keys: list[int], folder: Path, replay: Any, k: int) -> tuple[str, bool]:
-    """Draw episode `k` and put it on disk; why not, or "", and whether it starts as its seed does."""
+def _draw(dataset: StateDataset, keys: list[int], folder: Path, replay: Any, k: int) -> str:
+    """Draw episode `k` and put it on disk; why not, or "". What starts elsewhere than its seed does says so."""
     try:
         stored, model_file = dataset.episode(k), dataset.model_file(k)
         if stored.states is None:
-            return "it has no simulator states to draw from", True
+            return "it has no simulator states to draw from"
         drawn = replay.draw(stored.states, keys[k], model_file)
         episode = Episode(
             seed=keys[k],
@@ -124,12 +124,13 @@ def _draw(dataset: StateDataset, keys: list[int], folder: Path, replay: Any, k: 
             states=stored.states,
             goal=stored.goal,
         )
-        EpisodeParts(folder).write(episode, {"model_file": model_file} if model_file else None)
+        texts = {"model_file": model_file} if model_file else {}
+        EpisodeParts(folder).write(episode, texts if drawn.starts_alike else {**texts, ELSEWHERE: "yes"})
     except (OutOfSpace, UnknownName):  # as it would be for every other episode
         raise
     except S2RobotError as error:
-        return str(error), True
-    return "", drawn.starts_alike
+        return str(error)
+    return ""
 
 
 def _with_cameras(config: RenderConfig, dataset: StateDataset) -> RenderConfig:

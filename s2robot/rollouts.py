@@ -95,7 +95,7 @@ def run_episode(policy: Policy, env: gymnasium.Env[Any, Any], seed: int) -> Epis
     policy.reset()
     steps, total, over, success = 0, 0.0, False, False
     while not over:
-        chunk = policy.act(observation)  # (A, M)
+        chunk = _chunk(policy, observation)
         _note(ms, getattr(env.unwrapped, "seconds", {}), "render")
         observation, reward, terminated, truncated, info = _execute(env, chunk[: policy.execute])
         steps, total = steps + info["steps"], total + reward
@@ -111,7 +111,7 @@ def record_episode(policy: Policy, env: gymnasium.Env[Any, Any], seed: int) -> N
     policy.reset()
     frames, over = [observation[FRAMES]], False
     while not over:
-        for action in policy.act(observation)[: policy.execute]:
+        for action in _chunk(policy, observation)[: policy.execute]:
             observation, _, terminated, truncated, _ = env.step(action)
             frames.append(observation[FRAMES])
             over = terminated or truncated
@@ -239,7 +239,17 @@ def _execute(
         total += float(reward)
         if terminated or truncated or count == len(actions):
             return observation, total, terminated, truncated, {**info, "steps": count}
-    raise InvalidInput("The policy returned an empty action chunk; expected (A, M) with A of at least 1")
+    raise InvalidInput("No action to execute; expected (A, M) with A of at least 1")
+
+
+def _chunk(policy: Policy, observation: Any) -> NDArray[np.float32]:
+    """(A, M), A at least 1: of nothing no episode would ever end."""
+    chunk = policy.act(observation)
+    if not len(chunk[: policy.execute]):
+        raise InvalidInput(
+            f"The policy gave a chunk of {len(chunk)} actions, to execute {policy.execute} of; expected 1 or more"
+        )
+    return chunk
 
 
 def _note(ms: dict[str, list[float]], seconds: dict[str, float], *stages: str) -> None:

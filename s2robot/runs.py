@@ -30,6 +30,7 @@ ANY_KEY = "*"
 _QUANTILES = {"p50": NUMBER, "p99": NUMBER, "mean": NUMBER, "n": NUMBER}
 _BASELINE = {
     "name": TEXT,
+    "scale_names": [TEXT],  # in summaries of before: scales, numbers
     "scales": [NUMBER],
     "successes": NUMBER,
     "episodes": NUMBER,

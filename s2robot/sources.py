@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import registry, seals
+from s2robot import registry, remote, seals
 from s2robot.datasets import ROBOMIMIC_PROPRIOCEPTION, DemoDataset
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.parts import text
@@ -78,10 +78,10 @@ def open_dataset(path: str | Path) -> Demonstrations:
         InvalidInput: nothing there, or a folder that is no dataset.
         CorruptFile: it is no dataset, or is damaged.
     """
-    path = Path(path)
+    path = path if remote.is_remote(path) else Path(path)
     if is_lerobot(path):
         return import_module("s2robot.adapters.lerobot").LeRobotFolder(path)  # type: ignore[no-any-return]
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         raise InvalidInput(
             f"{path} is a folder without {INFO}: no dataset. To see what is in it: s2robot list datasets {path}"
         )

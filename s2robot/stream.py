@@ -108,7 +108,9 @@ class Stream:
 
     def _next(self, batch: Tensor) -> Features:
         encoder = self.encoder
-        frame = np.array(batch[0, 0].cpu())  # a copy: cameras write the next frame into the same memory
+        frame = np.array(batch[0, 0].cpu())  # a copy: cameras write the next frame into the same memory, even now
+        if batch.device.type == "cpu":
+            batch = torch.from_numpy(frame)[None, None]  # what is encoded is what the next one is compared with
         size = (frame.shape[0], frame.shape[1])
         plan = encoder.plan(size)
         with encoder.computing():

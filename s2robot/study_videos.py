@@ -64,4 +64,5 @@ def _record(cell: Cell, shift: str, seed: int, out: Path) -> None:
     env = make_env_for(description, cell.config.eval.fidelity, shift)
     frames = record_episode(load_actor(policy, cell.config.eval), env, seed)  # (L, V, H, W, 3)
     env.close()
-    video.write_video(out / "videos" / f"{cell.arm}.mp4", np.concatenate(list(frames.swapaxes(0, 1)), axis=2))
+    wide = np.concatenate(list(frames.swapaxes(0, 1)), axis=2)
+    video.write_video(out / "videos" / f"{cell.arm}.mp4", wide, env.task.control_hz)

@@ -12,7 +12,8 @@ from small_encoders import random_frames, small_encoder
 from small_policies import flat, observations, small_policy
 from small_servers import get, plain_client, server_thread
 
-from s2robot.adapters.ros2_observing import CameraInput
+from s2robot.adapters import ros2_inputs, ros2_observing
+from s2robot.adapters.ros2_observing import MISSING, CameraInput
 from s2robot.camera_watch import ACTIONS, CameraWatch, WatchConfig
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName
 from s2robot.stream import Stream
@@ -131,8 +132,27 @@ def test_the_server_holds_stops_and_reports(tmp_path: Path) -> None:
         assert np.array_equal(client.ask(flat(good) | {"reset": True})["actions"], first)
 
 
-def test_the_nodes_input_says_why_one_may_not_act() -> None:
+def test_the_nodes_input_says_why_one_may_not_act(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `s2robot ros2 act` decides by, with its own message; a node is watched in tests/test_ros2.py."""
     camera = CameraInput("top", "/top/image_raw", threading.Condition(), WatchConfig(blank="stop"))
-    camera.watch.saw(BLACK)
-    assert camera.watch.problem.startswith("stopped until reset: the frames of top are blank")
+    heard: list[str] = []
+    clock = ros2_observing.Clock(60.0, check_stamps=False, now=lambda: 0)
+    complaints = ros2_inputs.Complaints(heard.append)
+
+    def shown(frame: np.ndarray) -> str:
+        camera.latest.put(frame)
+        camera.refresh(complaints)
+        return camera.problem(clock)
+
+    assert camera.problem(clock) == MISSING
+    monkeypatch.setattr(ros2_observing, "frame_of", lambda message: message)
+    monkeypatch.setattr(ros2_inputs, "stamp_of", lambda message: None)
+    assert shown(random_frames(32, 32, 3)) == ""
+    assert shown(BLACK).startswith("stopped until reset: the frames of top are blank") and len(heard) == 1
+    assert shown(random_frames(32, 32, 3)).startswith("stopped until reset")
+    camera.watch.reset()
+    assert camera.problem(clock) == ""
+    assert shown(BLACK).startswith("stopped until reset")
+    camera.watch.reset()
+    assert camera.problem(clock).startswith("the frames of top are blank")  # nothing else was seen yet
+    assert shown(random_frames(32, 32, 3)) == ""

@@ -57,6 +57,16 @@ def test_values_that_cannot_be_drawn_are_left_out() -> None:
     assert len(line_points(line_chart_svg([series], "t", "x", "y", log_y=True))) == 2
 
 
+@pytest.mark.parametrize(
+    ("low", "log_y", "drawn"), [(0.5, True, 2), (0.0, True, 1), (0.0, False, 2), (math.nan, False, 1)]
+)
+def test_an_interval_that_cannot_be_drawn_is_left_out(low: float, log_y: bool, drawn: int) -> None:
+    series = Series("loss", [0, 1], [1.0, 2.0], [0.5, low], [1.5, 3.0])
+    svg = line_chart_svg([series], "t", "x", "y", log_y=log_y)
+    assert "nan" not in svg and len(line_points(svg)) == 2
+    assert svg.count('stroke-opacity=".6"') == drawn
+
+
 @pytest.mark.parametrize("y", [[], [1.0], [3.0, 3.0], [0.0, 0.0], [math.nan], [1e-9, 2e-9], [1e12, -1e12]])
 @pytest.mark.parametrize("log_y", [False, True])
 def test_degenerate_series_still_give_a_chart(y: list[float], log_y: bool) -> None:

@@ -52,6 +52,24 @@ def test_only_seeds_that_all_met_count(tmp_path: Path) -> None:
     assert result["against_first"][0]["difference"] == -1.0
 
 
+def test_seeds_that_choices_were_made_on_count_only_where_there_are_no_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run, won in zip(runs, (False, True), strict=True):
+        write_run(run, [True] * 50, first=100_000)
+        rows = (run / "episodes-exact.jsonl").read_text()
+        write_run(run, [won] * 40, first=500_000)
+        (run / "episodes-exact.jsonl").write_text(rows + (run / "episodes-exact.jsonl").read_text())
+    result = compare(list(map(str, runs)))
+    assert (result["n"], result["left_out"], result["seeds_of"]) == (50, 40, "evaluation")
+    assert result["against_first"][0]["difference"] == 0
+    for run, won in zip(runs, (False, True), strict=True):
+        write_run(run, [won] * 40, first=500_000)
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "seeds of validation: no result to report" in capsys.readouterr().out
+
+
 def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
     rng = np.random.default_rng(1)
     a, b = (Arm("", rng.random((3, 50)) < p) for p in (0.5, 0.8))

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_dataset_view import damage_frames
-from test_datasets import make_episode, robomimic_file, write
+from test_datasets import CAMERAS, make_episode, robomimic_file, write
 
 from s2robot import cli, locks
 from s2robot.convert import to_s2robot
-from s2robot.datasets import DemoDataset, EpisodeParts
+from s2robot.datasets import DemoDataset, EpisodeParts, write_dataset
 from s2robot.errors import InvalidInput, OutOfSpace, S2RobotError
 from s2robot.files import atomic_folder
 from s2robot.sources import open_dataset
@@ -56,6 +56,41 @@ def test_a_stopped_conversion_goes_on_and_another_is_not_mixed_in(tmp_path: Path
         to_s2robot(other, tmp_path / "b.hdf5")
     again, _ = to_s2robot(source, tmp_path / "b.hdf5")
     assert again.fingerprint == source.fingerprint
+
+
+def test_parts_named_by_seed_are_not_taken_for_parts_named_by_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all episodes two share a seed, so they are numbered; of the first two none do, so seeds name them."""
+    write_dataset(tmp_path / "a.hdf5", [make_episode(1), make_episode(2), make_episode(3)], {}, CAMERAS)
+    source = open_dataset(tmp_path / "a.hdf5")
+    monkeypatch.setattr(source, "attribute", lambda k, name: (1, 2, 2)[k] if name == "seed" else None)
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_s2robot(source, tmp_path / "b.hdf5", report=stop)
+    with pytest.raises(InvalidInput, match="by: 'numbers' there, 'seeds' now"):
+        to_s2robot(source, tmp_path / "b.hdf5", episodes=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--cameras", "agentview"], "Leave --cameras out"),
+        (["--features", "s2robot-tiny"], "for LeRobot's layout"),
+        (["--instruction", "lift it"], "for LeRobot's layout"),
+    ],
+)
+def test_what_would_not_be_done_is_refused(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a.hdf5", [5])
+    asked = ["convert", str(tmp_path / "a.hdf5"), "--to", "s2robot", "--out", str(tmp_path / "b.hdf5"), *words]
+    assert cli.main(asked) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "b.hdf5").exists()
 
 
 def test_damaged_episodes_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,3 +65,11 @@ def test_the_seed_reaches_demonstrations_and_training_but_not_evaluation(tiny: D
     seeded = demo._seeded(dataclasses.replace(tiny, seed=7))
     assert seeded.collect.seed == seeded.train.seed == 7
     assert seeded.eval.seed == tiny.eval.seed
+
+
+@pytest.mark.parametrize("part", ["collect", "train"])
+def test_a_seed_of_a_part_alone_is_refused_not_lost(tiny: DemoConfig, part: str) -> None:
+    asked = dataclasses.replace(tiny, **{part: dataclasses.replace(getattr(tiny, part), seed=5)})
+    with pytest.raises(InvalidInput, match=rf"--{part}.seed is 5, --seed 0"):
+        demo._seeded(asked)
+    assert demo._seeded(dataclasses.replace(asked, seed=5)).collect.seed == 5

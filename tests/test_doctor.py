@@ -45,13 +45,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def healthy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which everything that is installed works."""
     monkeypatch.setattr(gl, "probe", lambda: REPORT)
     monkeypatch.setattr(repair, "opencv_failure", lambda: "")
     monkeypatch.setattr(requirements, "extras", lambda: ["sim", "osmesa"])
-    (tmp_path / "s2robot-tiny.safetensors").write_bytes(bytes(10**6))
-    monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
 
 
 class Machine:
@@ -124,7 +122,7 @@ def test_diagnose_names_what_is_there_and_what_is_not(healthy: None) -> None:
     assert checks["[sim]"].status == doctor.NOTE
     assert "pip install 's2robot[sim]'" in checks["[sim]"].found
     assert "egl: llvmpipe (software)" in checks["rendering"].found or "not installed" in checks["rendering"].found
-    assert "s2robot-tiny (1.0 MB)" in checks["weights"].found
+    assert "s2robot-tiny (5.7 MB)" in checks["weights"].found
 
 
 def test_json_is_the_only_thing_on_standard_output(healthy: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +164,16 @@ def test_missing_weights_and_wrong_versions_fail(monkeypatch: pytest.MonkeyPatch
     failed = {check.name: check for check in doctor.diagnose() if check.status == doctor.FAIL}
     assert set(failed) == {"weights", "[old]"}
     assert "numpy<1" in failed["[old]"].found
+
+
+def test_damaged_weights_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = doctor.WEIGHTS / "s2robot-tiny.safetensors"
+    (tmp_path / whole.name).write_bytes(whole.read_bytes())
+    monkeypatch.setattr(doctor, "WEIGHTS", tmp_path)
+    assert doctor._weights().status == doctor.OK
+    (tmp_path / whole.name).write_bytes(whole.read_bytes()[:-1] + b"x")
+    check = doctor._weights()
+    assert check.status == doctor.FAIL and "not as it was shipped" in check.found and "pip install" in check.remedy
 
 
 def test_an_uninstalled_checkout_is_said_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:

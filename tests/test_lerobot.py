@@ -178,7 +178,7 @@ def somebodys(path: Path, **extra: Any) -> np.ndarray:
             vector = np.array([-90 + 45 * step, 10], np.float32)
             row = {"observation.images.top": image, "observation.state": vector, "action": vector, "task": "wave"}
             theirs.add_frame(
-                row | {key: rng.integers(0, 256, spec["shape"], dtype=np.uint8) for key, spec in extra.items()}
+                {key: rng.integers(0, 256, spec["shape"], dtype=np.uint8) for key, spec in extra.items()} | row
             )
         theirs.save_episode()
     theirs.finalize()
@@ -211,6 +211,15 @@ def to_s2robot_or_nothing(path: Path, out: Path) -> tuple[None, str]:
 
 
 @here
+def test_cameras_that_are_written_channels_first_become_ours_as_well(tmp_path: Path) -> None:
+    leads = {"dtype": "image", "shape": (3, 12, 16), "names": ["channels", "height", "width"]}
+    frames = somebodys(tmp_path / "a", **{"observation.images.top": leads})
+    folder = LeRobotFolder(tmp_path / "a")
+    assert folder.frame_shape == (1, 12, 16, 3)
+    assert np.array_equal(folder.frames(1)[:, 0], frames[1])
+
+
+@here
 def test_cameras_of_different_sizes_must_be_chosen_from(tmp_path: Path) -> None:
     small = {"dtype": "image", "shape": (6, 8, 3), "names": ["height", "width", "channels"]}
     somebodys(tmp_path / "a", **{"observation.images.wrist": small})
@@ -239,5 +248,7 @@ def test_videos_are_decoded_by_lerobot(tmp_path: Path) -> None:
     try:
         read = LeRobotFolder(tmp_path / "a").frames(1)[:, 0]
     except S2RobotError as error:
+        if "cannot decode the videos" not in str(error):
+            raise
         pytest.skip(str(error))
     assert np.abs(read.astype(int) - shades[1]).max() <= 4

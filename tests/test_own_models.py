@@ -44,6 +44,19 @@ class Tokens(Conv):
         return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
 
+class Counted(Conv):
+    """With a table of whole numbers among its weights, as relative positions have."""
+
+    order: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randperm(16))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[:, self.order]
+
+
 class OneSize(Tokens):
     """With learned positions of its own size alone."""
 
@@ -188,6 +201,16 @@ def test_code_that_cannot_be_exported_is_said_to_be_its_own(make: Any, contract:
     with pytest.raises(S2RobotError, match=r"mine's own code cannot be exported to onnx: .* x\.shape"):
         export.export(encoder(make, contract), "onnx", tmp_path / "mine.onnx", (32, 32))
     assert not list(tmp_path.iterdir())
+
+
+def test_onnxruntime_takes_weights_of_whole_numbers() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    frames, backbone = random_frames(2, 32, 32, 3), load_backbone(named(Counted), random_weights=True)
+    close(
+        Encoder(backbone, EncoderConfig(engine="onnxruntime"))(frames),
+        Encoder(backbone, EncoderConfig(engine="torch"))(frames),
+    )
 
 
 def test_torch_computes_unless_another_engine_is_asked_for(tmp_path: Path) -> None:

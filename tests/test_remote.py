@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_store import FakeConfig, content, make_dataset
 
-from s2robot import cli, remote, shards
+from s2robot import cli, remote, rerender, shards
 from s2robot.datasets import DemoDataset
 from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
 from s2robot.store import FeatureStore, encode_dataset
@@ -128,6 +128,27 @@ def test_the_command_line_takes_addresses(cache: Path, tmp_path: Path, capsys: p
     assert (tmp_path / "run/policy/done").exists()
     assert fsspec.filesystem("memory").glob("verbs/features/*/done") == [done]
     fsspec.filesystem("memory").rm("verbs", recursive=True)
+
+
+def _drawn(todo: list[int]) -> Iterator[tuple[int, str]]:
+    """What drawing episodes says of each, where it cannot be done."""
+    yield from ((k, "it cannot be drawn here") for k in todo)
+
+
+def test_datasets_at_addresses_are_viewed_converted_and_drawn(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "memory://views/lift.hdf5"
+    made = make_dataset(tmp_path / "a.hdf5", [9, 8, 7])
+    remote.store(made.path, address)
+    assert cli.main(["view", address, "--out", str(tmp_path / "view")]) == 0
+    assert "3" in capsys.readouterr().out and list((tmp_path / "view").iterdir())
+    assert cli.main(["convert", address, "--to", "s2robot", "--out", str(tmp_path / "b.hdf5")]) == 0
+    assert DemoDataset(tmp_path / "b.hdf5").lengths == made.lengths
+    monkeypatch.setattr(rerender.workers, "work", lambda make, answer, todo, count: _drawn(todo))
+    assert cli.main(["render", address, "--out", str(tmp_path / "c.hdf5")]) == 1
+    assert "None of the 3 episodes" in capsys.readouterr().err  # they were found
+    fsspec.filesystem("memory").rm("views", recursive=True)
 
 
 @pytest.mark.sim

@@ -216,6 +216,16 @@ def test_every_rollout_is_there_and_failures_are_named(run_folder: Path) -> None
     assert len(page.tips) == 50
 
 
+def test_rollouts_of_other_evaluations_in_the_log_are_not_this_pages(run_folder: Path) -> None:
+    page = report(run_folder, episodes=5, successes=5, evaluation_seeds=[100000, 100004])
+    assert len(page.tips) == 5 and "None failed." in page.words and "100007" not in page.words
+
+
+def test_steps_are_seconds_at_the_runs_own_rate(run_folder: Path) -> None:
+    assert "57 steps (2.9 s at 20 Hz)" in report(run_folder).words
+    assert "57 steps (5.7 s at 10 Hz)" in report(run_folder, control_hz=10).words
+
+
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [

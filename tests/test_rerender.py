@@ -17,6 +17,7 @@ from s2robot import cli, locks, rerender
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, write_dataset
 from s2robot.envs import make_env
 from s2robot.envs.bridge import RobosuiteEnv
+from s2robot.envs.replay import TaskReplay
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName
 from s2robot.rerender import RenderConfig, render
 
@@ -126,6 +127,30 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(lift: DemoDataset, tmp_path
     again = render(stripped, tmp_path / "c.hdf5", SMALL, lambda done, total, note: told.append((done, total)))
     assert told[0][0] == len(done) + 1 and told[-1] == (3, 3)
     assert again.dataset.fingerprint == lift.fingerprint
+
+
+@pytest.mark.usefixtures("here")
+def test_what_starts_elsewhere_is_said_whoever_drew_it(
+    lift: DemoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stripped = without_frames(lift.path, tmp_path / "b.hdf5")
+    draw, told = TaskReplay.draw, []
+    monkeypatch.setattr(  # the third, for instance, for its task was another then
+        TaskReplay,
+        "draw",
+        lambda self, states, seed, model: draw(self, states, seed, model)._replace(starts_alike=seed < 2),
+    )
+
+    def stop(done: int, total: int, note: str) -> None:
+        told.append(done)
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render(stripped, tmp_path / "c.hdf5", SMALL, stop)
+    assert told == [1, 2, 3]
+    again = render(stripped, tmp_path / "c.hdf5", SMALL)  # which has nothing left to draw
+    assert any("1 of 3 episodes start elsewhere" in note for note in again.notes)
 
 
 def test_two_do_not_draw_into_one_file(lift: DemoDataset, tmp_path: Path) -> None:

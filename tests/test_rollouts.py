@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def test_the_loop_counts_successes_steps_and_time(lift_env: RobosuiteEnv) -> Non
         ("render", "encode", "act", "step"), cycles
     )
     assert np.median(results[0].ms["step"]) > 0.5 and np.median(results[0].ms["act"]) == 1.0
+
+
+def test_a_policy_that_decides_nothing_is_an_error_and_no_endless_episode(lift_env: RobosuiteEnv) -> None:
+    policy = ExpertPolicy(lift_env)
+    policy.act = lambda observation: np.zeros((0, 4), np.float32)  # type: ignore[method-assign]
+    for play in (run_episode, record_episode):
+        with pytest.raises(InvalidInput, match="chunk of 0 actions"):
+            play(policy, lift_env, 0)
+    policy = ExpertPolicy(lift_env)
+    policy.execute = 0
+    with pytest.raises(InvalidInput, match="to execute 0 of"):
+        run_episode(policy, lift_env, 0)
 
 
 def test_rollouts_of_one_seed_are_the_same_bits(policy_folder: Path) -> None:
@@ -226,6 +239,22 @@ def test_an_evaluation_can_leave_a_page(policy_folder: Path, tmp_path: Path) -> 
     page = (out / "report.html").read_text()
     assert "data:video/mp4" in page and "No success in 1 rollouts" in page and "data:image/png" in page
     assert read_results(out / summary["log"])[0].seed == 7
+
+
+def test_a_page_leaves_the_demos_own_and_needs_no_engine_but_the_one_asked_for(
+    policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(policy_folder, run / "policy")
+    description = files.read_json(run / "policy" / "policy.json")
+    description["encoder"]["engine"] = "openvino"
+    files.write_json(run / "policy" / "policy.json", description)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as where it is not installed
+    files.write_json(run / "summary.json", {"stages": [], "baselines": []})
+    words = ["eval", str(run), "--episodes", "1", "--seed", "7", "--workers", "1", "--engine", "torch", "--report"]
+    assert cli.main(words) == 0
+    assert files.read_json(run / "summary.json") == {"stages": [], "baselines": []}
+    assert files.read_json(run / "exact" / "summary.json")["episodes"] == 1 and (run / "exact" / "report.html").exists()
 
 
 def test_an_evaluation_on_validation_seeds_says_so(

@@ -258,7 +258,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(2):
         episode = make_episode(seed)
         length = len(episode)
-        shown = rng.integers(0, 255, (length, 2, 64, 64, 3), np.uint8)
+        shown = rng.integers(0, 255, (length, 2, 48, 64, 3), np.uint8)
         state, actions = rng.normal(size=(length, 7)), rng.uniform(-1, 1, (length, 4))
         episodes.append(
             type(episode)(
@@ -277,7 +277,7 @@ class Robot:
 
     def __init__(self, side: Any, frames: list[np.ndarray]) -> None:
         self.side, self.without = side, set[str]()
-        self.frames = np.stack([np.pad(frame, ((0, 16), (0, 0), (0, 0))) for frame in frames[:2]])  # (2, 64, 64, 3)
+        self.frames = np.stack(frames[:2])  # (2, 48, 64, 3)
         self.state = np.array([0.1, 0.2, 0.9, 0.04, -0.04, 0.5, -0.5], np.float32)
         self.joints: list[str] = ["f1", "f2"]
         self.finger = 0.04

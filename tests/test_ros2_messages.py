@@ -175,6 +175,13 @@ def test_arrays_of_others_are_not_taken_for_ours() -> None:
     std = messages("std_msgs")
     with pytest.raises(InvalidInput, match="not of s2robot"):
         read_array(std.Float32MultiArray(data=[1.0, 2.0]))
+    values = np.zeros((2, 3, 4), np.float32)
+    for changes in ({"encoding": "rgb8"}, {"encoding": "32FC"}, {"encoding": "32FCx"}, {"width": 4}, {"height": 1}):
+        picture = image_message(values)
+        for name, value in changes.items():
+            setattr(picture, name, value)
+        with pytest.raises(InvalidInput, match="expected 32FC<channels> without padding"):
+            read_array(picture)
     assert numbers_of(std.Float32MultiArray(data=[1.0, 2.0]), 2, "A goal").tolist() == [1, 2]
     for data in ([], [1.0], [1.0, float("nan")], [1.0, float("inf")]):
         with pytest.raises(InvalidInput, match="A goal of"):
@@ -253,7 +260,9 @@ def test_a_policys_contract_is_read_from_its_run(tmp_path: Path) -> None:
     (tmp_path / "policy").mkdir()
     write_json(tmp_path / "policy" / "policy.json", said)
     contract = contract_of(tmp_path)
-    assert (contract.cameras, contract.control_hz, contract.frame_size) == (("agentview",), 20, 64)
+    assert (contract.cameras, contract.control_hz, contract.frame) == (("agentview",), 20, (64, 64))
+    write_json(tmp_path / "policy" / "policy.json", {**said, "frame_size": 48, "frame": [48, 64]})
+    assert contract_of(tmp_path).frame == (48, 64)
     assert contract.fields[:4] == ("gripper_x", "gripper_y", "gripper_z", "left_finger")
     assert contract.actions == ("dx", "dy", "dz", "gripper")
     write_json(tmp_path / "policy.json", {"shapes": {**shapes, "proprioception": 2}, "task": "wave", "robot": None})

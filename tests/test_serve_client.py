@@ -113,6 +113,39 @@ def test_after_a_broken_connection_act_says_so_and_reset_connects_again(runs: di
         remote.reset()
 
 
+def test_an_answer_that_ctrl_c_left_behind_is_nobody_elses(
+    server: Any, local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = observations(3)
+    with RemotePolicy(server.url) as remote:
+        connection = remote._connection
+        with monkeypatch.context() as patch:
+            patch.setattr(type(connection), "recv", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                remote.act(rows[0])
+        remote.reset()
+        local.reset()
+        for row in rows[1:]:
+            np.testing.assert_array_equal(remote.act(row), local.act(row))
+
+
+def _interrupt(*_: Any, **__: Any) -> bytes:
+    raise KeyboardInterrupt
+
+
+def test_reset_connects_again_where_the_server_closed_between_two_episodes(runs: dict[str, Path], local: Any) -> None:
+    row = observations(1)[0]
+    with server_thread(runs["bc-rnn"]) as first:
+        port = address(first.url)[1]
+        remote = RemotePolicy(first.url)
+        remote.act(row)
+    with server_thread(runs["bc-rnn"], port=port):
+        wait_until(lambda: not remote._is_open())
+        remote.reset()
+        np.testing.assert_array_equal(remote.act(row), local.act(row))
+        remote.close()
+
+
 def test_a_changed_execute_outlives_the_connection(server: Any, local: Any) -> None:
     remote, rows = RemotePolicy(server.url), observations(6)
     remote.execute = local.execute = 1

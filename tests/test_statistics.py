@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from s2robot.errors import InvalidInput
-from s2robot.statistics import paired_difference, quantiles, wilson
+from s2robot.statistics import paired_difference, quantiles, student, wilson
 
 
 def pairs(both: int, only_a: int, only_b: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -27,6 +27,31 @@ def test_wilson_matches_newcombe_1998_table_1(successes: int, n: int, low: float
 
 def test_wilson_matches_the_numbers_quoted_in_the_report() -> None:
     assert wilson(48, 50) == pytest.approx((0.865, 0.989), abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "confidence", "t"),
+    [
+        (1, 0.95, 12.7062),
+        (2, 0.95, 4.3027),
+        (3, 0.95, 3.1824),
+        (9, 0.95, 2.2622),
+        (2, 0.99, 9.9248),
+        (120, 0.95, 1.9799),
+    ],
+)
+def test_students_interval_is_that_of_the_tables(freedom: int, confidence: float, t: float) -> None:
+    values = np.arange(freedom + 1.0)
+    low, high = student(values, confidence)
+    reach = t * values.std(ddof=1) / (freedom + 1) ** 0.5
+    assert (low, high) == pytest.approx((values.mean() - reach, values.mean() + reach), rel=2e-4)
+
+
+def test_students_interval_of_equal_numbers_is_that_number_and_of_one_none() -> None:
+    assert student([0.5, 0.5, 0.5]) == (0.5, 0.5)
+    for wrong in ([0.5], [[0.5, 0.6]], []):
+        with pytest.raises(InvalidInput, match="two numbers or more"):
+            student(wrong)
 
 
 def test_wilson_is_symmetric_and_stays_within_zero_and_one() -> None:

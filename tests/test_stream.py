@@ -150,6 +150,24 @@ def test_a_frame_may_be_overwritten_by_the_next(encoder: Encoder) -> None:
         close(stream(buffer), encoder(frame))
 
 
+def test_a_frame_may_be_overwritten_while_it_is_looked_at(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, buffer = encoder.stream("front"), torch.zeros(64, 64, 3, dtype=torch.uint8)
+    first, second = random_frames(2, 64, 64, 3)
+    cut = encoder.cut
+
+    def late(batch: Tensor, *more: Any) -> Any:
+        buffer.copy_(torch.from_numpy(second))
+        return cut(batch, *more)
+
+    buffer.copy_(torch.from_numpy(first))
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "cut", late)
+        got = stream(buffer)
+    close(got, encoder(first))
+    close(stream(first), encoder(first))  # of which no tile is encoded again
+    assert stream.statistics().reused == 0.5
+
+
 # -- afresh ----------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import contextlib
 import errno
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,13 @@ def _quiet() -> Iterator[None]:
         bars.enable_progress_bars()
 
 
+def _channels_last(spec: Mapping[str, Any]) -> tuple[int, ...]:
+    """(H, W, 3) of a camera, which some datasets write as (3, H, W); what is read is the same."""
+    shape, names = tuple(spec["shape"]), spec.get("names")
+    leads = str(names[0]).startswith("channel") if names else shape[0] == 3 != shape[-1]
+    return (*shape[1:], shape[0]) if leads else shape
+
+
 def _view(dataset: Demonstrations, camera: str) -> int:
     if camera not in dataset.cameras:
         raise UnknownName("camera", camera, dataset.cameras)
@@ -221,7 +228,7 @@ class LeRobotFolder:
         self._scale = self._action_range() if scale_actions else None
 
     def _frame_size(self) -> tuple[int, ...]:
-        sizes = {camera: tuple(self._specs[self._key(camera)]["shape"]) for camera in self.cameras}
+        sizes = {camera: _channels_last(self._specs[self._key(camera)]) for camera in self.cameras}
         if len(set(sizes.values())) > 1:
             raise InvalidInput(f"The cameras of {self.path} differ in size: {sizes}. Choose some: --cameras NAME,NAME")
         return next(iter(sizes.values()), (0, 0, 3))

@@ -139,10 +139,10 @@ class ActNode:
 
     def _warm_up(self) -> None:
         """One look at nothing: a first look compiles, and would be late."""
-        size, views = self.contract.frame_size, len(self.contract.cameras)
-        if not size:
+        if not self.contract.frame:
             return
-        nothing: dict[str, NDArray[Any]] = {FRAMES: np.zeros((views, size, size, 3), np.uint8)}
+        shape = (len(self.contract.cameras), *self.contract.frame, 3)
+        nothing: dict[str, NDArray[Any]] = {FRAMES: np.zeros(shape, np.uint8)}
         for key, count in ((PROPRIOCEPTION, len(self.contract.fields)), (GOAL, self.contract.goals)):
             nothing |= {key: np.zeros(count, np.float32)} if count else {}
         self.policy.act(nothing)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from s2robot import files
 from s2robot.errors import InvalidInput
@@ -16,7 +18,7 @@ class Contract:
 
     fields: of the proprioception, in order; where nobody named them: proprioception_0 and so on.
     control_hz: control steps a second; 0 where nobody says.
-    frame_size: side of the frames it was trained on [pixels], where that is known.
+    frame: height and width of the frames it was trained on [pixels], where they are known.
     """
 
     cameras: tuple[str, ...]
@@ -24,7 +26,7 @@ class Contract:
     actions: tuple[str, ...]
     goals: int
     control_hz: float
-    frame_size: int | None
+    frame: tuple[int, int] | None
 
 
 def contract_of(run: str | Path) -> Contract:
@@ -45,8 +47,15 @@ def contract_of(run: str | Path) -> Contract:
         actions=_named(names.actions, shapes["actions"], "action"),
         goals=int(shapes.get("goal", 0)),
         control_hz=names.control_hz or 0.0,
-        frame_size=said.get("frame_size"),
+        frame=_frame(said),
     )
+
+
+def _frame(said: Mapping[str, Any]) -> tuple[int, int] | None:
+    """A policy of before says one side alone: its frames are square."""
+    if height_width := said.get("frame"):
+        return int(height_width[0]), int(height_width[1])
+    return (int(said["frame_size"]),) * 2 if said.get("frame_size") else None
 
 
 def _named(names: tuple[str, ...], count: int, kind: str) -> tuple[str, ...]:

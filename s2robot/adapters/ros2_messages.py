@@ -15,6 +15,7 @@ array says itself what it was made of: its first axis, of size 1, is the look, a
 from __future__ import annotations
 
 import io
+import math
 import sys
 import warnings
 from array import array
@@ -188,7 +189,13 @@ def read_array(message: Any) -> Stamped:
         InvalidInput: it is in another layout.
     """
     if hasattr(message, "encoding"):
-        shape = (message.height, message.width, int(message.encoding.removeprefix("32FC")))
+        channels = message.encoding.removeprefix("32FC")
+        shape = (message.height, message.width, int(channels) if channels.isdecimal() else 0)
+        if not message.encoding.startswith("32FC") or 4 * math.prod(shape) != len(message.data):
+            raise InvalidInput(
+                f"An image {message.encoding!r} of {message.height}x{message.width} in {len(message.data)} bytes;"
+                " expected 32FC<channels> without padding"
+            )
         values = np.frombuffer(message.data, ">f4" if message.is_bigendian else "<f4").reshape(shape)
         stamp = (message.header.stamp.sec, message.header.stamp.nanosec)
         return Stamped(values.astype(np.float32), ("row", "column", "channel"), stamp, message.header.frame_id)

@@ -91,7 +91,8 @@ class RemotePolicy:
     def reset(self) -> None:
         """Begin a new episode, with the next observation; connects again if the connection is gone."""
         self._begin = True
-        if self._connection is None:
+        if self._connection is None or not self._is_open():
+            self.close()
             self._connect_again()
 
     def close(self) -> None:
@@ -120,7 +121,16 @@ class RemotePolicy:
         except ConnectionClosed as error:
             self._connection = None
             raise self._lost(f"closed the connection: {error}") from error
+        except BaseException:  # Ctrl-C, above all: the same
+            self.close()
+            raise
         return self._read(message)
+
+    def _is_open(self) -> bool:
+        """False once the server has closed, which between two calls nobody says."""
+        from websockets.protocol import State
+
+        return bool(self._connection.state is State.OPEN)
 
     def _read(self, message: bytes | str) -> dict[str, Any]:
         if isinstance(message, str):
