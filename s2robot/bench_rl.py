@@ -124,8 +124,8 @@ def bench_rl(argv: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=128, help="of every update (default: 128)")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(list(argv))
-    if min(options.rounds, options.batch) < 1 or options.steps < 4:
-        raise UsageError("--rounds and --batch are 1 or more, --steps 4 or more")
+    if min(options.rounds, options.batch) < 1 or options.steps < 4 or options.steps % 4:
+        raise UsageError("--rounds and --batch are 1 or more, --steps a multiple of 4: arms decide about 4 at once")
     rows = measure(options)
     if options.json:
         print(json.dumps(files.plain(rows), indent=2))

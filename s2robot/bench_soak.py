@@ -4,8 +4,8 @@
     ROS 2 node         a camera at a rate                             `s2robot bench ros2`, with a Python that has rclpy
     vector rollouts    environments in processes of their own, drawn  here
 
-What is looked at: errors of any kind, memory of the second half against that of the first, and latency in the first
-and the last tenth. On a machine that others use, latency says more about them.
+What is looked at: errors of any kind; memory once it has settled, its last third against its first; and latency in the
+first and the last tenth. On a machine that others use, latency says more about them.
 """
 
 from __future__ import annotations

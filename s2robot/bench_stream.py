@@ -75,6 +75,11 @@ class _Row:
 
     def episode(self, frames: NDArray[np.uint8]) -> None:
         """One episode's frames (L, H, W, 3)."""
+        if not self.frames:  # what the encoder makes once, at a first call, is nobody's time
+            self.encoder(frames[0])
+            self.encoder(frames[:BATCH])
+            self.encoder.stream(self.camera)(frames[0])
+            self.encoder.memory()(frames[:BATCH])
         self.stream.reset()
         self.memory.forget()
         for frame in frames:

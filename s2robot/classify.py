@@ -130,7 +130,7 @@ def classify(config: ClassifyConfig, out: Path, told: Callable[[str], Report], c
     size = config.frame_size or max(max(subject.sizes) for subject in subjects)
     seen = {each.label: _encoded(each, images, size, out / "features", told) for each in subjects}
     readouts = READOUTS[: len(subjects[0].lookers)]
-    exam = Exam(images, seen[subjects[0].label][0].readable)
+    exam = Exam(images, np.logical_and.reduce([scale.readable for scales in seen.values() for scale in scales]))
     counts: dict[tuple[str, str, str], Counts] = {}
     rows = []
     for subject in subjects:

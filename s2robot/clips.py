@@ -9,8 +9,9 @@ that are neighbours by name in one folder. Whole clips are held out for validati
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -76,6 +77,15 @@ def find_clips(source: Path, seed: int) -> list[Clip]:
     return [clips[k] for k in order]
 
 
+def listing(found: Iterable[Clip]) -> str:
+    """sha256 over names, sizes and episodes, in their order: of other files it is another."""
+    sha = hashlib.sha256()
+    for clip in found:
+        for path in clip.paths:
+            sha.update(f"{path} {path.stat().st_size} {clip.episode}\n".encode())
+    return sha.hexdigest()
+
+
 def read_clip(clip: Clip, config: PretrainConfig, rng: np.random.Generator, reading: Reading) -> Iterator[Any]:
     """Yield a clip's frames, (H, H, 3); what cannot be read is left out and noted in `reading`."""
     for path, image in _pictures(clip, config.every, reading):
@@ -123,6 +133,8 @@ def square_of(image: Image.Image, size: int, along: tuple[float, float] = (0.5, 
     shorter = min(image.size)
     left, top = (int((side - shorter) * share) for side, share in zip(image.size, along, strict=True))
     box = (left, top, left + shorter, top + shorter)
+    if image.mode.startswith(("I", "F")):  # Pillow would cut off all above 255: a white picture
+        raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
     square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box)
     return np.asarray(square, dtype=np.uint8)
 

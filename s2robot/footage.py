@@ -4,8 +4,9 @@
     footage.json    what they are; `held_out`: how many of the first are kept for validation
 
 Rendered scenes, or what `source` names: a folder of images, videos and demonstrations (`s2robot.clips`), or the
-frames.npy of another run, used where it is. Held out are whole episodes and clips, so that no frame is trained on
-whose neighbour is in the validation.
+frames.npy of another run, used where it is. Held out are whole episodes and videos, so that no frame is trained on
+whose neighbour is in the validation; of folders of images, runs by name, which are neighbours where the images are
+frames of one video.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def gather(config: PretrainConfig, out: Path, progress: Progress) -> Footage:
     """
     path = out / "frames.npy"
     if Path(config.source).suffix == ".npy":
-        return open_footage(Path(config.source), config.frame_size)
+        footage = open_footage(Path(config.source), config.frame_size)
+        _hold(out / "source.txt", seals.digest(config.source), config.source)
+        return footage
     if not path.exists():
         _make(config, path, progress)
     shutil.rmtree(_parts(path), ignore_errors=True)  # after a kill too that came once the file was there
@@ -96,6 +99,23 @@ def whole_episodes(lengths: Iterable[int], frames: int) -> int:
             break
         held_out += length
     return held_out if held_out <= frames // 10 else max(1, frames // HELD_OUT)
+
+
+def _hold(kept: Path, digest: str, source: str) -> None:
+    """What frames are made of is what it was when they were begun.
+
+    Raises:
+        InvalidInput: it has changed since.
+    """
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic(kept) as temporary:
+            temporary.write_text(f"{digest}\n", encoding="utf-8")
+    elif kept.read_text(encoding="utf-8").strip() != digest:
+        raise InvalidInput(
+            f"{source} has changed since {kept.parent} was begun from it: frames of both would be mixed. Put it back,"
+            f" or begin again: rm -r {kept.parent}"
+        )
 
 
 def save_frames(path: Path, blocks: Iterable[NDArray[np.uint8]], frames: int, frame_size: int) -> None:
@@ -147,6 +167,7 @@ def _plan(config: PretrainConfig, folder: Path) -> tuple[Callable[[], Any], Call
         episodes = (range(first, first + EPISODES_A_PIECE) for first in numbers)
         return make, functools.partial(_render, config, folder), enumerate(episodes), "rendering"
     found = clips.find_clips(Path(config.source), config.seed)
+    _hold(folder / "listing.txt", clips.listing(found), config.source)
     return _no_tool, functools.partial(_read_clip, config, folder), enumerate(found), "reading"
 
 

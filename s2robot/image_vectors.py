@@ -42,8 +42,8 @@ def encode_images(looker: Looker, images: Labelled, size: int, out: Path, told: 
     for start in range(0, len(images.paths), PIECE):
         paths = [images.root / path for path in images.paths[start : start + PIECE]]
         piece = folder / f"{start:07d}.npy"
-        if not piece.exists():
-            save_records(piece, _encode(looker, paths, size))
+        if not piece.exists() or not open_records(piece, record, len(paths))["readable"].all():
+            save_records(piece, _encode(looker, paths, size))  # what could not be read may be mended since
         pieces.append(open_records(piece, record, len(paths)))
         record = pieces[-1].dtype
         told(start + len(paths), len(images.paths), "images")

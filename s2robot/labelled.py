@@ -86,7 +86,7 @@ def _drawn(root: Path, share: float, seed: int) -> tuple[list[tuple[str, Path]],
         paths = list(_images(root, folder))
         if len(paths) == 1:
             raise InvalidInput(f"{folder} has one image; expected two or more of a class: one to train on, one to test")
-        few = max(1, round(share * len(paths))) if paths else 0
+        few = min(max(1, round(share * len(paths))), len(paths) - 1) if paths else 0
         chosen = set(np.random.default_rng((seed, len(paths))).permutation(len(paths))[:few].tolist())
         for k, path in enumerate(paths):
             (held_out if k in chosen else train).append((folder.name, path))

@@ -119,6 +119,9 @@ def _check_numbers(config: PretrainConfig) -> None:
         raise InvalidInput(f"The shares of views are {shares}; expected none below 0 and one above")
     if not 0 < config.mask_ratio < 1:
         raise InvalidInput(f"--mask_ratio is {config.mask_ratio}; expected more than 0 and less than 1, e.g. 0.75")
+    if not (config.lr > 0 and config.clip >= 0 and config.seed >= 0 and 0 <= config.warmup < 1):
+        given = f"--lr {config.lr}, --clip {config.clip}, --seed {config.seed}, --warmup {config.warmup}"
+        raise InvalidInput(f"{given}; expected a rate above 0, a norm or 0 for none, 0 or more, and a share below 1")
     if not 0 <= config.ema < 1:
         raise InvalidInput(f"--ema is {config.ema}; expected 0 (none) or a decay below 1, e.g. 0.999")
     if config.batch % config.accumulate:
@@ -144,11 +147,16 @@ def _check_sizes(config: PretrainConfig) -> None:
         )
     if config.objective == "merged":
         blocks = math.lcm(*scales)  # along a side; see s2robot.mae_merged
-        if config.grid % blocks or not round((config.grid // blocks) ** 2 * (1 - config.mask_ratio)):
+        if config.grid % blocks or not _hides_some((config.grid // blocks) ** 2, config.mask_ratio):
             raise InvalidInput(
                 f"The merged objective cuts the {config.grid}x{config.grid} patches of a frame into {blocks}x{blocks} "
-                f"blocks, each with visible ones (--mask_ratio {config.mask_ratio}). Choose --image_size and --patch so"
-                f" that this divides, e.g. --image_size {config.patch * 4 * blocks}"
+                f"blocks, each with visible and hidden ones (--mask_ratio {config.mask_ratio}). Choose --image_size "
+                f"and --patch so that this divides, e.g. --image_size {config.patch * 4 * blocks}"
             )
-    elif not round(config.grid**2 * (1 - config.mask_ratio)):
-        raise InvalidInput(f"--mask_ratio {config.mask_ratio} hides all {config.grid**2} patches; lower it")
+    elif not _hides_some(config.grid**2, config.mask_ratio):
+        raise InvalidInput(f"--mask_ratio {config.mask_ratio} hides all {config.grid**2} patches, or none; change it")
+
+
+def _hides_some(patches: int, ratio: float) -> bool:
+    """Not all, and not none, of which there would be no loss."""
+    return 0 < round(patches * (1 - ratio)) < patches

@@ -9,6 +9,7 @@ may be cut. The paper's map was learned by steps; here it is the least-squares o
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from s2robot.progress import Report
 from s2robot.recipe import PretrainConfig
 
 BATCH = 8  # frames
+GATHERED = ("frames", "frame_size", "every", "seed")  # with the source, what decides which frames there are
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,12 @@ def _frames(config: ReconstructConfig, out: Path, told: Report) -> tuple[NDArray
     """Frames (n, H, H, 3), and how many of the first are for scoring."""
     recipe = PretrainConfig(source=config.source, frames=config.frames, frame_size=config.frame_size,
                             every=config.every, seed=config.seed)  # fmt: skip
-    frames = footage.gather(recipe, out, told).frames[: config.frames]
+    asked = repr((Path(config.source).absolute(), *(getattr(recipe, name) for name in GATHERED)))
+    folder = out / f"frames-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"  # of other frames: another
+    frames = footage.gather(recipe, folder, told).frames[: config.frames]
     if len(frames) < 20:
         raise InvalidInput(f"{config.source} gave {len(frames)} frames; expected 20 or more")
-    return frames, max(1, round(config.test * len(frames)))
+    return frames, min(max(1, round(config.test * len(frames))), len(frames) - 1)
 
 
 def _encoder(text: str, scales: tuple[float, ...], config: ReconstructConfig) -> Encoder:

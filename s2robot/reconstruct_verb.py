@@ -20,7 +20,8 @@ def do_reconstruct(argv: Sequence[str]) -> int:
     parser = command.parser(
         "probe reconstruct",
         "How much of a larger model's features a smaller one holds, with one scale and with several.\n"
-        "Encoders are named as for `s2robot probe`; a bound is a still larger one, which ratios are taken against.\n"
+        "Encoders are named as for `s2robot probe`, but for the ConvNet from outside; a bound is a still larger one,\n"
+        "which ratios are taken against.\n"
         "Frames are of a folder of images, videos and demonstrations, of one of these, or a run's frames.npy.",
         "s2robot probe reconstruct --small vit-small --large vit-base --bound vit-large --source recordings/",
         "--frames 2000",

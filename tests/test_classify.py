@@ -110,6 +110,13 @@ def test_every_class_is_in_both_parts_and_no_image_is(photos: Path) -> None:
     assert again.paths == found.paths and set(other.paths[45:]) != set(found.paths[45:])
 
 
+def test_however_many_are_tested_on_one_of_each_class_is_left(tmp_path: Path) -> None:
+    for name in COLOURS:
+        fill(tmp_path / name, name, 2)
+    found = find_labelled(tmp_path, 0.99, seed=0)
+    assert np.bincount(found.labels[: found.train]).tolist() == [1, 1, 1] and len(found.paths) == 6
+
+
 @pytest.mark.parametrize("test", ["test", "val", "valid"])
 def test_a_folder_that_is_divided_stays_so(test: str, tmp_path: Path) -> None:
     fill(tmp_path / "train" / "red", "red", 4)
@@ -184,6 +191,20 @@ def test_what_cannot_be_read_is_left_out_and_named(photos: Path, tmp_path: Path)
     result = run(photos, tmp_path / "out")
     assert result["skipped"] == [str(bad)] and not whole["skipped"]
     assert result["n"] == {"train": 44, "test": 15} and accuracy(result)["see", "s2"] == 1
+
+
+def test_what_is_mended_is_read_again_and_nobody_is_scored_on_what_another_could_not_read(
+    photos: Path, tmp_path: Path
+) -> None:
+    bad = photos / find_labelled(photos, 0.25, seed=0).paths[-1]
+    beside = bad.with_name(f"{bad.name}.sha256")
+    beside.write_text(f"{'0' * 64}  {bad.name}\n")
+    first = run(photos, tmp_path / "out", "blind")
+    assert first["n"]["test"] == 14 and len(first["skipped"]) == 1
+    beside.unlink()
+    both = run(photos, tmp_path / "out", "see", "blind")
+    assert both["n"]["test"] == 15 and not both["skipped"] and accuracy(both)["see", "s2"] == 1
+    assert all(row["scores"]["mean"]["n"] == 15 for row in both["rows"])
 
 
 def test_a_class_of_which_nothing_can_be_read_is_refused(photos: Path, tmp_path: Path) -> None:

@@ -160,6 +160,31 @@ def test_grey_and_transparent_images_become_rgb_and_cameras_may_stand_on_end(tmp
     assert frames[2, 3, 5, 0] < 10
 
 
+def test_images_of_sixteen_bits_are_counted_and_not_turned_white(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    frames, reading = read(Clip((tmp_path / "deep.png",)))
+    assert len(frames) == 0 and "more than 8 bits" in reading.skipped[0]
+
+
+def test_a_folder_that_changed_is_not_mixed_with_what_it_was(tmp_path: Path) -> None:
+    source = write_images(tmp_path / "in", 40)
+    config = replace(CONFIG, source=str(source), frames=40)
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(config, tmp_path / "out", kill)
+    Image.fromarray(colour(7)).save(source / "one_more.png")
+    with pytest.raises(InvalidInput, match=r"has changed since .*rm -r"):
+        gather(config, tmp_path / "out", quiet)
+    (source / "one_more.png").unlink()
+    made = gather(config, tmp_path / "out", quiet)
+    assert sorted(made.frames[:, 0, 0, 0].tolist()) == [2 * k for k in range(40)]
+
+
 def test_neighbours_by_name_are_held_out_together(tmp_path: Path) -> None:
     source = write_images(tmp_path / "in", 120)
     clips = find_clips(source, seed=0)

@@ -109,7 +109,18 @@ def test_the_frames_of_another_run_are_used_where_they_are(tmp_path: Path) -> No
     made = gather(replace(TINY, source=str(source)), tmp_path / "second", quiet)
     np.testing.assert_array_equal(made.frames, some_frames())
     assert made.held_out == 7
-    assert not (tmp_path / "second").exists()
+    assert [path.name for path in (tmp_path / "second").iterdir()] == ["source.txt"]  # which says of what they are
+
+
+def test_frames_that_were_replaced_are_not_gone_on_with(tmp_path: Path) -> None:
+    source = tmp_path / "frames.npy"
+    footage.save_frames(source, [some_frames(10)], 10, 64)
+    config = replace(TINY, source=str(source))
+    for _ in range(2):
+        assert len(gather(config, tmp_path / "run", quiet).frames) == 10
+    footage.save_frames(source, [some_frames(12)], 12, 64)
+    with pytest.raises(InvalidInput, match="has changed since"):
+        gather(config, tmp_path / "run", quiet)
 
 
 def test_a_damaged_or_missing_file_of_frames_is_a_clear_error(tmp_path: Path) -> None:

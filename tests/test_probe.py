@@ -111,15 +111,29 @@ def test_blind_answers_are_the_best_without_an_image(scenes: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_test_truth_is_never_used_to_fit(name: str, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_truth_is_never_used_to_fit(
+    name: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Answers are the same whatever the test scenes' truth is; and they do follow the training scenes' truth."""
     data = load_data(SCENES, scenes, quiet, 1)
     plain = PROBES[name](evidence_of("see", data), 0)
-    data = load_data(SCENES, scenes, quiet, 1)
-    monkeypatch.setitem(data.test.__dict__, "truth", None)  # poison
-    poisoned = PROBES[name](evidence_of("see", data), 0)
+    poisoned = load_data(SCENES, scenes, quiet, 1)
+    turned = {key: value[::-1].copy() for key, value in vars(poisoned.test.truth).items()}
+    monkeypatch.setitem(poisoned.test.__dict__, "truth", dataclasses.replace(poisoned.test.truth, **turned))
+    monkeypatch.setattr(probing, "load_data", lambda *_: poisoned)
+    judged, scored = probing._judged, []
+
+    def spy(fitted: probe_tasks.Fitted, *more: Any) -> dict[str, Any]:
+        scored.append(fitted)
+        return judged(fitted, *more)
+
+    monkeypatch.setattr(probing, "_judged", spy)
+    asked = dataclasses.replace(CONFIG, encoders=("see",), probes=(name,), readouts=("s2",), seeds=1)
+    run(asked, scenes, tmp_path)  # the whole of it, not the probe alone
+    (found,) = scored
+    assert found.chosen == plain.chosen
     for kind, answer in plain.answers.items():
-        np.testing.assert_array_equal(answer, poisoned.answers[kind])
+        np.testing.assert_array_equal(answer, found.answers[kind])
     other = dataclasses.replace(
         data.train.truth, **{key: value[::-1].copy() for key, value in vars(data.train.truth).items()}
     )

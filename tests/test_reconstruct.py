@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_runs import some_frames
 
 from s2robot import cli
 from s2robot.errors import InvalidInput
 from s2robot.footage import save_frames
 from s2robot.linear_map import TokenSums, errors, information
+from s2robot.reconstruct import ReconstructConfig, _frames
 
 RNG = np.random.default_rng(0)
 X, NOISE = RNG.normal(size=(400, 5)), RNG.normal(size=(400, 3))
@@ -76,6 +78,20 @@ def test_the_verb_compares_scales_and_a_bound(tmp_path: Path, capsys: pytest.Cap
     assert bound["train"]["information"] > 2 * s2["train"]["information"] and bound["test"]["ratio"] == 1
     assert 0 < base["train"]["ratio"] < s2["train"]["ratio"] < 1
     assert base["test"]["low"] <= base["test"]["information"] <= base["test"]["high"]
+
+
+def test_frames_of_another_source_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    found = []
+    for shade in (10, 200):
+        folder = tmp_path / f"of {shade}"
+        folder.mkdir()
+        for k in range(30):
+            Image.new("RGB", (32, 32), (shade,) * 3).save(folder / f"{k}.png")
+        config = ReconstructConfig(large="s2robot-tiny", source=str(folder), frames=30, frame_size=256, test=0.99)
+        frames, held_out = _frames(config, tmp_path / "out", lambda done, total, note: None)
+        found.append(frames.mean())
+        assert held_out == len(frames) - 1  # one is left to fit
+    assert found == [10, 200]
 
 
 def test_the_verb_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from s2robot.adapters.sb3_demos import DemoReplayBuffer, States, Transitions, tr
 from s2robot.adapters.sb3_sight import Sight
 from s2robot.adapters.sb3_worlds import LAST, Worlds, make_worlds
 from s2robot.collect import CollectConfig, collect
-from s2robot.errors import UsageError
+from s2robot.errors import S2RobotError, UsageError
 from s2robot.policies.ensemble import Ensemble
 from s2robot.policies.rl_picker import EDGE, corrected, pick
 from s2robot.policies.rlpd import RLPDConfig
@@ -48,6 +48,20 @@ def same(one: list[Any], two: list[Any]) -> None:
         assert seen.keys() == again.keys() and (rewards == others).all() and (dones == ends).all()
         for key, value in seen.items():
             np.testing.assert_array_equal(value, again[key])
+
+
+def test_a_simulation_that_dies_is_an_error_and_no_experience(reach: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    reach.queue = None
+    reach.reset()
+    step = reach.simulations.step_chunk
+
+    def dying(chunks: np.ndarray) -> Any:
+        *seen, told = step(chunks)
+        return *seen, {**told, "worker_died": np.array(["its process was killed."], object)}
+
+    monkeypatch.setattr(reach.simulations, "step_chunk", dying)
+    with pytest.raises(S2RobotError, match=r"its process was killed\. The same command goes on"):
+        acted(reach, 1, seed=1)
 
 
 def test_an_episode_ends_by_time_or_success_and_rewards_say_which(reach: Worlds) -> None:

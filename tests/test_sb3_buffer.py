@@ -190,6 +190,7 @@ def test_nan_and_what_float16_cannot_hold_are_refused() -> None:
     for key, value, words in (
         ("features", np.nan, "holds NaN"),
         ("features", 1e5, "beyond float16"),
+        ("features", np.inf, "beyond float16"),
         ("proprioception", np.nan, "NaN"),
     ):
         torn = {name: array.copy() for name, array in now.items()}

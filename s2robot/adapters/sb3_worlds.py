@@ -87,6 +87,8 @@ class Worlds(_vec_env.VecEnv):  # type: ignore[misc]
 
     def step_wait(self) -> tuple[Observations, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         observation, rewards, terminated, truncated, told = self.simulations.step_chunk(self._chunks)
+        if died := [str(why) for why in told.get("worker_died", ()) if why]:  # what it tells of that step is made up
+            raise S2RobotError(f"A simulation ended: {died[0]} The same command goes on from the last checkpoint")
         steps, success = np.asarray(told["steps"]), np.asarray(told["success"], bool)
         for k in range(self.num_envs):
             self.played[k].append(self._chunks[k, : steps[k]].copy())
