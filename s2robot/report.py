@@ -312,7 +312,8 @@ def _stages(run: Run) -> Html:
 
 
 def _episodes(run: Run) -> Html:
-    first, last = run.summary.get("evaluation_seeds") or (-math.inf, math.inf)  # a log may hold other evaluations too
+    seeds = run.summary.get("evaluation_seeds") or []  # first and last: a log may hold other evaluations too
+    first, last = min(seeds, default=-math.inf), max(seeds, default=math.inf)
     rows = [row for row in run.episodes if {"seed", "success", "steps"} <= row.keys()]
     rows = [row for row in rows if first <= row["seed"] <= last]
     if not rows:
