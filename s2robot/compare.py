@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import bootstrap, statistics
+from s2robot import bootstrap, files, statistics
 from s2robot.errors import InvalidInput
 from s2robot.rollouts import SEED_USES, read_results, seed_uses
 from s2robot.runs import seed_folders
@@ -73,7 +73,9 @@ def compare(words: Sequence[str], log: str = "") -> dict[str, Any]:
     """
     if not words:
         raise InvalidInput("No arm given; expected one or more: s2robot compare runs/a runs/b")
-    logs = [(name, [_read(Path(run), log) for run in runs]) for name, runs in map(_parse, words)]
+    arms_of = [_parse(word) for word in words]
+    _same_task([run for _, runs in arms_of for run in runs])
+    logs = [(name, [_read(Path(run), log) for run in runs]) for name, runs in arms_of]
     if len({len(runs) for _, runs in logs}) > 1:
         sizes = ", ".join(f"{name}: {len(runs)}" for name, runs in logs)
         raise InvalidInput(f"Arms have different numbers of runs ({sizes}); give each as many training seeds")
@@ -135,6 +137,16 @@ def _parse(word: str) -> tuple[str, list[str]]:
         raise InvalidInput(f"{word!r} names no run; expected RUN, RUN,RUN or NAME=RUN,RUN")
     each = [str(folder) for run in found for folder in seed_folders(Path(run)) or [Path(run)]]
     return (name if equals else found[0]), each
+
+
+def _same_task(runs: Sequence[str]) -> None:
+    """The same seed is another start in another task. Runs that do not say theirs are believed."""
+    said = {run: Path(run) / "policy" / "policy.json" for run in runs}
+    tasks = {run: files.read_json(path).get("task") for run, path in said.items() if path.is_file()}
+    named = {task: run for run, task in tasks.items() if task}
+    if len(named) > 1:
+        told = ", ".join(f"{task} in {run}" for task, run in named.items())
+        raise InvalidInput(f"These runs are of different tasks ({told}); what they did on a seed cannot be compared")
 
 
 def _read(run: Path, log: str) -> dict[int, bool]:

@@ -73,6 +73,7 @@ def do_collect(argv: Sequence[str]) -> int:
         "collect",
         "Scripted demonstrations, in parallel, resumable.",
         "s2robot collect Lift --demos 200 --out runs/lift.hdf5",
+        ", ".join(f"--{name}" for name in configuration.keys(CollectConfig) if name != "task"),
     )
     parser.add_argument("task", help="a task; see: s2robot list tasks")
     parser.add_argument("--out", required=True, help="the HDF5 file to write (robomimic's layout), or s3://BUCKET/NAME")
@@ -104,7 +105,8 @@ def do_encode(argv: Sequence[str]) -> int:
     parser = command.parser(
         "encode",
         "Encode demonstrations once; training then reads features.",
-        "s2robot encode runs/lift.hdf5 --scales 1,2",
+        "s2robot encode runs/lift.hdf5 --stride 2",
+        ", ".join(f"--{name}" for name in configuration.keys(EncoderConfig)),
     )
     parser.add_argument("dataset", help="an HDF5 file of demonstrations, or its address: s3://BUCKET/NAME")
     parser.add_argument("--out", default=None, help="folder of feature stores (default: features/ beside the dataset)")
@@ -136,7 +138,7 @@ def do_encode(argv: Sequence[str]) -> int:
 def do_report(argv: Sequence[str]) -> int:
     from s2robot.report import write_report
 
-    parser = command.parser("report", "Write a run folder's report.html again.", "s2robot report runs/demo")
+    parser = command.parser("report", "Write a run folder's report.html again.", "s2robot report runs/demo", "")
     parser.add_argument("run", help="a finished run folder")
     print(write_report(parser.parse_args(list(argv)).run))
     return 0

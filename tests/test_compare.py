@@ -44,6 +44,16 @@ def test_logs_of_other_physics_are_not_mixed(tmp_path: Path) -> None:
     assert (arm["successes"], arm["episodes"]) == (10, 10)
 
 
+def test_runs_of_different_tasks_are_refused(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, [True] * 5) for name in ("a", "b")]
+    for run, task in zip(runs, ("Lift", "Stack"), strict=True):
+        (Path(run) / "policy").mkdir()
+        (Path(run) / "policy" / "policy.json").write_text(json.dumps({"task": task}))
+    with pytest.raises(InvalidInput, match=r"Lift in .*Stack in"):
+        compare(runs)
+    assert compare(runs[:1])["n"] == 5
+
+
 def test_only_seeds_that_all_met_count(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", [True] * 10, first=100)
     b = write_run(tmp_path / "b", [False] * 5 + [True] * 5, first=105)
