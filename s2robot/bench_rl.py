@@ -10,7 +10,6 @@ takes. Rounds are interleaved; rates are medians over the rounds, ratios those o
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import command, files, registry
+from s2robot import command, registry
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import UsageError, require
 from s2robot.rl_config import SightConfig, WorldConfig
@@ -128,7 +127,7 @@ def bench_rl(argv: Sequence[str]) -> int:
         raise UsageError("--rounds and --batch are 1 or more, --steps a multiple of 4: arms decide about 4 at once")
     rows = measure(options)
     if options.json:
-        print(json.dumps(files.plain(rows), indent=2))
+        command.tell_json(rows)
         return 0
     console = Console()
     console.width = console.width if console.is_terminal else 140

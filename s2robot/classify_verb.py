@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import command, files
+from s2robot import command
 from s2robot import config as configuration
 from s2robot.classify import ClassifyConfig, classify
 from s2robot.image_vectors import HEADS
@@ -26,7 +25,7 @@ def do_classify(argv: Sequence[str]) -> int:
         "What is in an image: linear classifiers on frozen features, of a folder with a folder of images for each\n"
         "class, or with train/ and test/ of such folders. Encoders are named as for `s2robot probe`.",
         "s2robot probe classify --source photos/ --encoders s2robot-tiny,random,vit-small",
-        "--frame_size 256",
+        ", ".join(f"--{name}" for name in configuration.keys(ClassifyConfig)),
     )
     parser.add_argument("--out", default="runs/classify", help="results and features (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -37,7 +36,7 @@ def do_classify(argv: Sequence[str]) -> int:
     with Bars(console) as told:
         result = classify(config, out, told, shlex.join(["s2robot", "probe", "classify", *argv]))
     if options.json:
-        Console(soft_wrap=True).out(json.dumps(files.plain(result), indent=2), highlight=False)
+        command.tell_json(result)
         return 0
     _tell(result, console, out)
     return 0
@@ -49,10 +48,10 @@ def _tell(result: dict[str, Any], console: Console, out: Path) -> None:
     for line in across(HEADS[0], result):
         console.print(line, highlight=False, soft_wrap=True)
     n, first = result["n"], result["rows"][0]
-    wrong = "; ".join(f"{each['true']} for {each['answered']} {each['times']}" for each in first["mistaken"])
+    wrong = ", ".join(f"{each['true']} for {each['answered']} ({each['times']})" for each in first["mistaken"])
     console.print(
-        f"Most often answered, of {result['config']['seeds']} seeds: {wrong or 'nothing wrong'} "
-        f"({called(first['encoder'], result)}, {first['readout']}).\n" * bool(wrong)
+        f"Most often wrong with {called(first['encoder'], result)}, {first['readout']}, all seeds: took {wrong}.\n"
+        * bool(wrong)
         + f"{n['train']} images to fit on (a tenth of them to choose by), scored on {n['test']} others; "
         f"{result['config']['seeds']} seeds. In brackets: 95 % interval over images and seeds. {out}/classify.json",
         highlight=False, soft_wrap=True,

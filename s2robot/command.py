@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from s2robot import config as configuration
-from s2robot import registry
+from s2robot import files, registry
 from s2robot.errors import UsageError
 
 
@@ -55,6 +57,11 @@ def chosen_kind(options: argparse.Namespace, config: str) -> str:
     if written and asked and written != asked:
         raise UsageError(f"--kind is {asked}, and {config} is of a {written}. Leave one of them out")
     return str(asked or written or "bc-mlp")
+
+
+def tell_json(result: Any) -> None:
+    """To standard output, for programs."""
+    sys.stdout.write(json.dumps(files.plain(result), indent=2) + "\n")
 
 
 def overrides(options: argparse.Namespace, rest: Sequence[str]) -> Any:

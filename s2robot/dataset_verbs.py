@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ def do_view(argv: Sequence[str]) -> int:
             summary["damaged"] |= damaged
     summary["pictures"] = [str(picture) for picture in pictures]
     if options.json:
-        Console(soft_wrap=True).out(json.dumps(files.plain(summary), indent=2), highlight=False)
+        command.tell_json(summary)
     else:
         _tell(summary, console)
     return 1 if summary["damaged"] else 0

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import bench_rl, command, env_verbs, files, progress, registry, ros2_verb, serve_verb
+from s2robot import bench_rl, command, env_verbs, progress, registry, ros2_verb, serve_verb
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput, UsageError
 
@@ -69,7 +69,7 @@ def _bench_encoder(argv: Sequence[str]) -> int:
     with progress.bar("bench", console) as told:
         result = bench_encoders(_with_random_weights(config), told)
     if options.json:
-        print(json.dumps(files.plain(result), indent=2))
+        command.tell_json(result)
         return 0
     console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
     for table in (_speed_table(result["rows"]), _cost_table(result["rows"])):
@@ -140,7 +140,7 @@ def _bench_stream(argv: Sequence[str]) -> int:
     with progress.bar("bench", console) as told:
         result = bench_stream(config, told)
     if options.json:
-        print(json.dumps(files.plain(result), indent=2))
+        command.tell_json(result)
         return 0
     table = _table(["camera", "frames", "live: reused", "Hz", "times plain", "recorded: reused", "Hz", "times plain"])
     for row in result["rows"]:

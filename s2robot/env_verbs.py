@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from s2robot import command, files, progress
+from s2robot import command, progress
 from s2robot import config as configuration
 
 
@@ -31,7 +30,7 @@ def bench_env(argv: Sequence[str]) -> int:
     with progress.bar("bench", console) as told:
         result = bench.bench_env(config, told)
     if options.json:
-        print(json.dumps(files.plain(result), indent=2))
+        command.tell_json(result)
         return 0
     console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
     console.print(_step_table(result["rows"]))

@@ -58,7 +58,7 @@ def gather(config: PretrainConfig, out: Path, progress: Progress) -> Footage:
     path = out / "frames.npy"
     if Path(config.source).suffix == ".npy":
         footage = open_footage(Path(config.source), config.frame_size)
-        _hold(out / "source.txt", seals.digest(config.source), config.source)
+        _hold(out / "source.txt", seals.digest_once(Path(config.source)), config.source)
         return footage
     if not path.exists():
         _make(config, path, progress)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from s2robot import files
 from s2robot.clips import UNREADABLE, open_image, square_of
@@ -42,8 +43,8 @@ def encode_images(looker: Looker, images: Labelled, size: int, out: Path, told: 
     for start in range(0, len(images.paths), PIECE):
         paths = [images.root / path for path in images.paths[start : start + PIECE]]
         piece = folder / f"{start:07d}.npy"
-        if not piece.exists() or not open_records(piece, record, len(paths))["readable"].all():
-            save_records(piece, _encode(looker, paths, size))  # what could not be read may be mended since
+        if not piece.exists() or _mended(paths, open_records(piece, record, len(paths))["readable"]):
+            save_records(piece, _encode(looker, paths, size))
         pieces.append(open_records(piece, record, len(paths)))
         record = pieces[-1].dtype
         told(start + len(paths), len(images.paths), "images")
@@ -51,14 +52,25 @@ def encode_images(looker: Looker, images: Labelled, size: int, out: Path, told: 
     return Vectors(together["readable"], {head: np.ascontiguousarray(together[head]) for head in HEADS})
 
 
+def _mended(paths: list[Path], readable: NDArray[np.bool_]) -> bool:
+    """Can one be read now that could not when its piece was made?"""
+    return any(_read(paths[k]) is not None for k in np.flatnonzero(~readable))
+
+
+def _read(path: Path) -> Image.Image | None:
+    try:
+        image = open_image(path)
+        square_of(image, 1)  # its mode, too
+    except UNREADABLE:
+        return None
+    return image
+
+
 def _encode(looker: Looker, paths: list[Path], size: int) -> NDArray[Any]:
     squares, good = np.zeros((len(paths), 1, size, size, 3), np.uint8), np.zeros(len(paths), np.bool_)
     for k, path in enumerate(paths):
-        try:
-            squares[k, 0] = square_of(open_image(path), size)
-        except UNREADABLE:
-            continue
-        good[k] = True
+        if (image := _read(path)) is not None:
+            squares[k, 0], good[k] = square_of(image, size), True
     found: dict[str, list[NDArray[np.float32]]] = {head: [] for head in HEADS}
     for start in range(0, len(paths), BATCH):
         features = looker(squares[start : start + BATCH])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from s2robot import charts, command, files
 from s2robot import config as configuration
+from s2robot.errors import UnknownName
 from s2robot.probe import ProbeConfig, measures_of, probe
 from s2robot.probe_scores import MEASURES
 from s2robot.probe_tables import Bars, across, against, called, interval
@@ -31,6 +31,8 @@ ABOUT = {
 
 
 def do_probe(argv: Sequence[str]) -> int:
+    if argv and not argv[0].startswith("-") and argv[0] not in OTHERS:
+        raise UnknownName("word after probe", argv[0], OTHERS, "or options alone; see s2robot probe --help")
     if argv and argv[0] in OTHERS:
         of = importlib.import_module(f"s2robot.{argv[0]}_verb")
         code: int = getattr(of, f"do_{argv[0]}")(argv[1:])
@@ -64,7 +66,7 @@ def do_probe(argv: Sequence[str]) -> int:
         with files.atomic(out / "probe.svg") as temporary:
             temporary.write_text(picture, encoding="utf-8")
     if options.json:
-        Console(soft_wrap=True).out(json.dumps(files.plain(result), indent=2), highlight=False)
+        command.tell_json(result)
         return 0
     _tell(result, console, out)
     return 0

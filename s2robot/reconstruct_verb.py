@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ def do_reconstruct(argv: Sequence[str]) -> int:
         out / "reconstruct.json", {**result, "command": shlex.join(["s2robot", "probe", "reconstruct", *argv])}
     )
     if options.json:
-        Console(soft_wrap=True).out(json.dumps(files.plain(result), indent=2), highlight=False)
+        command.tell_json(result)
         return 0
     console.width = console.width if console.is_terminal else 140
     console.print(_table(result))

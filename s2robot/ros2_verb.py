@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from s2robot import command, files, progress
+from s2robot import command, progress
 from s2robot import config as configuration
 from s2robot.adapters.ros2_parameters import descriptions, split_ros
 from s2robot.errors import require
@@ -85,7 +84,7 @@ def bench_ros2(argv: Sequence[str]) -> int:
     with progress.bar("bench", console) as told:
         result = bench_ros2(config, told)
     if options.json:
-        print(json.dumps(files.plain(result), indent=2))
+        command.tell_json(result)
         return 0
     first, last, memory = result["first_ms"], result["last_ms"], result["memory_mb"]
     for line in (

@@ -64,8 +64,7 @@ def check_sum(path: Path, remedy: str) -> None:
     found = _SUM.fullmatch(beside.read_bytes()[:4096].decode("utf-8-sig", errors="replace"))
     if not found:
         raise CorruptFile(beside, "it holds no sum", f"Make it again (sha256sum {path.name}), or delete it.")
-    about = path.stat()
-    if _digest(path, about.st_mtime_ns, about.st_size) != (found[1] or found[3]).lower():
+    if digest_once(path) != (found[1] or found[3]).lower():
         raise CorruptFile(path, f"it is not the file that {beside.name} was made of", remedy)
 
 
@@ -95,6 +94,12 @@ def digest(path: str | Path) -> str:
         while block := file.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
+
+
+def digest_once(path: Path) -> str:
+    """The same, read once a process while the file stays what it is."""
+    about = path.stat()
+    return _digest(path, about.st_mtime_ns, about.st_size)
 
 
 def _crc32(record: Mapping[str, Any]) -> str:

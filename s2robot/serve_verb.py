@@ -100,7 +100,7 @@ def bench_serve(argv: Sequence[str]) -> int:
     with progress.bar("soak", console) as told:
         result = bench.bench_serve(config, told)
     if options.json:
-        print(json.dumps(files.plain(result), indent=2))
+        command.tell_json(result)
     else:
         console.print(_told(result), highlight=False, markup=False, soft_wrap=True)
     return 0 if result["passed"] else 1

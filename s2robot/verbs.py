@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
@@ -159,7 +158,7 @@ def do_list(argv: Sequence[str]) -> int:
         if broken := _broken(chosen):
             found["broken"] = broken
     if options.json:
-        print(json.dumps(files.plain(found), indent=2))
+        command.tell_json(found)
         return 0
     for name, rows in found.items():
         table = Table(title=name, title_justify="left", box=None, header_style="bold", pad_edge=False)

@@ -207,6 +207,12 @@ def test_what_is_mended_is_read_again_and_nobody_is_scored_on_what_another_could
     assert all(row["scores"]["mean"]["n"] == 15 for row in both["rows"])
 
 
+def test_what_stays_unreadable_is_not_encoded_again_and_again(photos: Path, tmp_path: Path) -> None:
+    (photos / "red" / "torn.png").write_bytes(b"torn")
+    first, seen = run(photos, tmp_path / "out"), SUBJECTS["see"][0].frames_seen
+    assert run(photos, tmp_path / "out") == first and SUBJECTS["see"][0].frames_seen == seen
+
+
 def test_a_class_of_which_nothing_can_be_read_is_refused(photos: Path, tmp_path: Path) -> None:
     for path in (photos / "red").iterdir():
         path.write_bytes(b"not an image")

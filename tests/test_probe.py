@@ -310,6 +310,7 @@ def test_quick_asks_less_but_for_what_is_said_besides(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("words", "says"), [
+    (["clasify"], "Did you mean 'classify'"),
     (["--probes", "positoin"], "Did you mean 'position'"),
     (["--encoders", "s2robot-tyni"], "Did you mean 's2robot-tiny'"),
     (["--encoders", "mine=nowhere.pth"], "No weights file"),

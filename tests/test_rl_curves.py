@@ -70,6 +70,11 @@ def test_runs_without_a_curve_are_refused(tmp_path: Path, capsys: Any) -> None:
     assert "no point of its curve yet" in capsys.readouterr().err
 
 
+def test_steps_that_would_be_counted_and_not_taken_are_refused(capsys: Any) -> None:
+    assert cli.main(["bench", "rl", "--steps", "6"]) == 2
+    assert "a multiple of 4" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.sim
 def test_what_a_step_of_learning_costs(capsys: Any) -> None:
