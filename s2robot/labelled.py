@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class Labelled:
     labels: NDArray[np.int64]  # (n,)
     train: int  # so many of the first
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of names, sizes and times: another image under an old name is another listing."""
         found = hashlib.sha256()

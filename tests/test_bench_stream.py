@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,25 @@ def test_reuse_is_the_share_of_tiles_over_all_episodes() -> None:
     assert row.result()["live_reused"] == pytest.approx(5 / 20)
     assert row.result()["recorded_reused"] == pytest.approx(5 / 20)
     assert row.result()["frames"] == 4
+
+
+def test_what_is_made_at_a_first_call_is_nobodys_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine builds its graph then, which takes seconds."""
+    encoder, calls = ENCODER.build("cpu"), []
+    row, run, timed = _Row("front", encoder, 0.0), encoder.run, _Row._timed
+
+    def counted(tiles: Any) -> Any:
+        calls.append("run")
+        return run(tiles)
+
+    def watched(self: _Row, name: str, *more: Any) -> Any:
+        calls.append(name)
+        return timed(self, name, *more)
+
+    monkeypatch.setattr(encoder, "run", counted)
+    monkeypatch.setattr(_Row, "_timed", watched)
+    row.episode(np.zeros((2, 256, 256, 3), np.uint8))
+    assert "run" in calls[: calls.index("plain")] and row.frames == 2
 
 
 def test_wrong_settings_are_named() -> None:

@@ -207,6 +207,20 @@ def test_what_is_mended_is_read_again_and_nobody_is_scored_on_what_another_could
     assert all(row["scores"]["mean"]["n"] == 15 for row in both["rows"])
 
 
+def test_an_image_lost_on_the_way_counts_for_nobody(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, read = photos / find_labelled(photos, 0.25, seed=0).paths[-1], image_vectors._read
+    before = SUBJECTS["see"][1].frames_seen
+
+    def until_the_second_encoder(path: Path) -> Any:
+        return None if path == lost and SUBJECTS["see"][1].frames_seen - before == 60 else read(path)
+
+    monkeypatch.setattr(image_vectors, "_read", until_the_second_encoder)
+    result = run(photos, tmp_path / "out", "see", "blind")
+    assert {row["scores"]["mean"]["n"] for row in result["rows"]} == {14} and len(result["skipped"]) == 1
+
+
 def test_what_stays_unreadable_is_not_encoded_again_and_again(photos: Path, tmp_path: Path) -> None:
     (photos / "red" / "torn.png").write_bytes(b"torn")
     first, seen = run(photos, tmp_path / "out"), SUBJECTS["see"][0].frames_seen
