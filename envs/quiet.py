@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -19,3 +20,9 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
         if chosen is None:
             os.environ.pop("MUJOCO_GL", None)  # else our own choice would take it for the user's
+
+
+def versions() -> dict[str, str]:
+    """Of what simulates, as they say themselves: one may be a checkout that was never installed."""
+    with quiet():
+        return {name: importlib.import_module(name).__version__ for name in ("mujoco", "robosuite", "numpy")}

@@ -22,6 +22,7 @@ from s2robot.errors import InvalidInput, RenderingUnavailable, UnknownName
 CLUSTER = 0.012  # vertices closer than this share one [m]; 20 mm visibly breaks the gripper
 SMALL_MESH = 700  # meshes with fewer faces are left alone
 QUALITIES = ("fast", "robosuite")
+SMALLEST, LARGEST = 8, 8192  # frames [pixels]
 UNDRAWN = 0xA5  # a frame of nothing but this was not drawn
 
 _log = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class FrameRenderer:
 
         if quality not in QUALITIES:
             raise UnknownName("render quality", quality, QUALITIES)
-        if size < 8:
-            raise InvalidInput(f"Frames of {size} pixels are too small to render; use 8 or more")
+        if not SMALLEST <= size <= LARGEST:
+            raise InvalidInput(f"Frames of {size} pixels cannot be rendered; use {SMALLEST} to {LARGEST}")
         known = [model.camera(i).name for i in range(model.ncam)]
         for name in cameras:
             if name not in known:

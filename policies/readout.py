@@ -65,10 +65,8 @@ class ConvReadout(nn.Module):
 
     What is seen where has a weight of its own, so it can tell what no single token shows, and needs more
     demonstrations to learn it. The goal scales and shifts channels (Perez et al. 2018, "FiLM"). It compares
-    nothing, so it has no use for `key_width`.
+    nothing: `key_width` is how many channels the convolutions have.
     """
-
-    CHANNELS = 32
 
     def __init__(
         self,
@@ -82,7 +80,7 @@ class ConvReadout(nn.Module):
         goal: int = 0,
     ) -> None:
         super().__init__()
-        inner = self.CHANNELS
+        inner = key_width
         self.enter = nn.ModuleList([nn.Conv2d(channels, inner, 3, padding=1) for _ in range(views)])
         self.deeper = nn.ModuleList([nn.Conv2d(inner, inner, 3, padding=1) for _ in range(views)])
         each = queries * (value_width + 2)

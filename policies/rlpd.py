@@ -42,6 +42,7 @@ class RLPDConfig:
     starts: int = 250  # decisions before it learns
     updates: int = 2  # a decision
     alone: int = 0  # updates of the critics before the actor's first: it would believe what they do not know yet
+    delay: int = 1  # updates of the critics to one of the actor; in the paper all of a step's
     tau: float = 0.01
     entropy: str = "auto_0.001"  # of values in [0, 1]: a temperature of 0.01 makes noise of a chunk of 16 numbers
     critics: int = 5
@@ -50,10 +51,10 @@ class RLPDConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
-        if not 0 <= self.demos < 1 or self.critics < 2 or self.trunk < 1 or self.updates < 1:
+        if not 0 <= self.demos < 1 or self.critics < 2 or min(self.trunk, self.updates, self.delay) < 1:
             raise InvalidInput(
-                f"demos is {self.demos}, critics {self.critics}, trunk {self.trunk}, updates {self.updates}; expected a"
-                " share from 0 to below 1, at least 2 critics, and widths and updates from 1 on"
+                f"demos is {self.demos}, critics {self.critics}, trunk {self.trunk}, updates {self.updates}, delay"
+                f" {self.delay}; expected a share from 0 to below 1, at least 2 critics, and the others from 1 on"
             )
 
 
@@ -104,8 +105,8 @@ class RLPDPolicy(_policies.SACPolicy):  # type: ignore[misc]
         self.critic_target.load_state_dict(self.critic.values.state_dict())
         self.actor = self.make_actor(features_extractor=extractor)
         own = [value for name, value in self.actor.named_parameters() if not name.startswith("features_extractor")]
-        self.actor.optimizer = self.optimizer_class(own, lr=rate)
-        self.critic.optimizer = self.optimizer_class(self.critic.parameters(), lr=rate)
+        self.actor.optimizer = self.optimizer_class(own, lr=rate, fused=True)
+        self.critic.optimizer = self.optimizer_class(self.critic.parameters(), lr=rate, fused=True)
 
     def seen(self, observations: Any) -> Tensor:
         """What the extractor makes of observations as they are sampled, (B, L)."""
@@ -137,7 +138,7 @@ class RLPDPolicy(_policies.SACPolicy):  # type: ignore[misc]
 class RLPD(_sac.SAC):  # type: ignore[misc]
     """The learner; what differs from SAC is its `train`."""
 
-    alone = 0
+    alone, delay = 0, 1
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         policy = self.policy
@@ -155,7 +156,7 @@ class RLPD(_sac.SAC):  # type: ignore[misc]
             policy.critic.optimizer.step()
             losses.append(float(loss.detach()) / policy.members)
             self._n_updates += 1
-            if self._n_updates > self.alone:
+            if self._n_updates > self.alone and self._n_updates % self.delay == 0:
                 self._train_actor(seen.detach(), batch.observations)
             with torch.no_grad():
                 for kept, new in zip(policy.critic_target.parameters(), policy.critic.values.parameters(), strict=True):
@@ -212,7 +213,7 @@ def make(
             "features_extractor_kwargs": {**reading.get("features_extractor_kwargs", {}), **inner},
         },
     )  # fmt: skip
-    made.alone = config.alone
+    made.alone, made.delay = config.alone, config.delay
     return made
 
 

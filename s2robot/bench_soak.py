@@ -64,6 +64,8 @@ class SoakConfig:
 
 def bench_soak(config: SoakConfig, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
     """Run all, sum up: {"passed", "rows": one a part, ...} in plain numbers."""
+    if not any((Path(config.run) / name).exists() for name in ("policy.json", "policy/policy.json")):
+        raise InvalidInput(f"No policy in {config.run}. Train one: s2robot train --help")
     seconds = 60 * config.minutes
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         words = ["--clients", str(config.clients), "--seconds", str(seconds), "--calls", "10", "--json"]

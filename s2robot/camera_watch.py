@@ -32,8 +32,8 @@ FEWEST = 3  # looks at the same pixels that make a camera frozen: two may be one
 class WatchConfig:
     """What is done about which fault.
 
-    blank, frozen: ignore, report, hold or stop. By themselves they are reported: a simulated camera over a scene in
-        which nothing moves gives the same pixels, and one may look at a wall
+    blank, frozen: ignore, report, hold or stop. A simulated camera over a scene in which nothing moves gives the same
+        pixels, and one may look at a wall
     blank_range: brightest less darkest value [0 to 255] of a blank frame
     frozen_after: seconds of the very same pixels
     """

@@ -7,7 +7,6 @@ random command to arm and fingers, shows the way out of a missed grasp.
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 from collections.abc import Callable
@@ -133,7 +132,7 @@ def _collect(config: CollectConfig, path: Path, folder: Path, progress: Progress
         results.close()
     env_args: dict[str, Any] = {"env_name": task.robosuite_name, "task": config.task, **_manner(config)}
     env_args |= {"robot": task.robot, "control_hz": task.control_hz, "action_names": list(task.action_names)}
-    env_args |= {"proprioception_names": list(task.proprioception_names), "versions": _versions()}
+    env_args |= {"proprioception_names": list(task.proprioception_names), "versions": registry.simulator_versions()}
     return merge(parts, path, env_args, task.cameras, kept)
 
 
@@ -218,8 +217,3 @@ def _make(config: CollectConfig) -> RobosuiteEnv:
 def _demonstrate(config: CollectConfig, env: RobosuiteEnv, seed: int) -> tuple[bool, bytes]:
     episode = demonstrate(env, seed, config.noise, config.shoves)
     return bool(episode.success), pack_episode(episode)
-
-
-def _versions() -> dict[str, str]:
-    # As they say themselves: one may be a checkout that was never installed.
-    return {name: importlib.import_module(name).__version__ for name in ("mujoco", "robosuite", "numpy")}

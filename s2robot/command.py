@@ -59,6 +59,29 @@ def chosen_kind(options: argparse.Namespace, config: str) -> str:
     return str(asked or written or "bc-mlp")
 
 
+def first_word(key: str, value: str, rest: Sequence[str]) -> list[str]:
+    """What stands before the options, as the option that it is short for, and the others.
+
+    Raises:
+        UsageError: the option itself is there too.
+    """
+    if any(word == f"--{key}" or word.startswith(f"--{key}=") for word in rest):
+        raise UsageError(f"--{key} beside {value}, which is one already: give one of them")
+    return [f"--{key}", value, *rest]
+
+
+def refuse_unread(words: Sequence[str], others: dict[str, str]) -> None:
+    """Options that the config knows and this verb does not read.
+
+    Raises:
+        UsageError: one is there; `others` says of its section what to do instead.
+    """
+    for word in words:
+        option = word.partition("=")[0]
+        if word.startswith("--") and (section := option[2:].partition(".")[0].replace("-", "_")) in others:
+            raise UsageError(f"{option} is not read here. {others[section]}")
+
+
 def tell_json(result: Any) -> None:
     """To standard output, for programs."""
     sys.stdout.write(json.dumps(files.plain(result), indent=2) + "\n")

@@ -21,6 +21,7 @@ from s2robot.sources import is_lerobot, open_dataset
 from s2robot.stored import Demonstrations
 
 SHOWN = 8  # episodes in the sheet, where none are named
+LEAST_CELL = 8  # of a frame there [pixels]
 
 
 def do_view(argv: Sequence[str]) -> int:
@@ -38,6 +39,10 @@ def do_view(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default=None, help="folder for the pictures (default: DATASET-view, beside it)")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(list(argv))
+    if options.moments < 1 or options.cell < LEAST_CELL:
+        raise InvalidInput(
+            f"--moments is {options.moments}, --cell {options.cell}; expected at least 1 step and {LEAST_CELL} pixels"
+        )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # LeRobot: what is missing in a folder is an error, not a download
     dataset, console = open_dataset(options.dataset), Console(stderr=options.json)
     count = len(dataset)
@@ -47,7 +52,7 @@ def do_view(argv: Sequence[str]) -> int:
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}-view")
     pictures: list[Path] = []
     if summary["frame_size"][0]:
-        sheet, damaged = dataset_view.contact_sheet(dataset, chosen, max(1, options.moments), max(8, options.cell))
+        sheet, damaged = dataset_view.contact_sheet(dataset, chosen, options.moments, options.cell)
         summary["damaged"] |= damaged
         with files.atomic(out / "sheet.png") as temporary:
             sheet.save(temporary, format="PNG")

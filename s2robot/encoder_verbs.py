@@ -133,7 +133,7 @@ def _bench_stream(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, **_SHORT, episodes="episodes", tolerance="tolerance", noise="noise")
     options, rest = parser.parse_known_args(list(argv))
-    words = ["--task", options.task, *command.overrides(options, rest)]
+    words = command.first_word("task", options.task, command.overrides(options, rest))
     config = configuration.load(StreamBenchConfig, None, words)
     registry.get_task(config.task)
     console = Console(stderr=options.json)
@@ -214,7 +214,9 @@ def do_export(argv: Sequence[str]) -> int:
     parser.add_argument("--views", type=int, default=1, help="cameras (default 1)")
     parser.add_argument("--json", action="store_true", help="for programs")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(EncoderConfig, None, ["--name", options.encoder, *rest])
+    config = configuration.load(EncoderConfig, None, command.first_word("name", options.encoder, rest))
+    if config.engine != "auto":
+        raise UsageError(f"--engine is {config.engine}: what is exported is torch's network. Leave --engine out")
     encoder = dataclasses.replace(config, engine="torch").build("cpu")
     frame = _frame(options.frame) if options.frame else (max(encoder.sizes),) * 2
     path = Path(options.out or f"{options.encoder.replace(':', '-')}{SUFFIX[options.to]}")

@@ -25,7 +25,8 @@ def bench_env(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, rounds="rounds", steps="steps", vector="vector", size="frame_size", fidelity="fidelity")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(bench.EnvBenchConfig, None, ["--task", options.task, *command.overrides(options, rest)])
+    words = command.first_word("task", options.task, command.overrides(options, rest))
+    config = configuration.load(bench.EnvBenchConfig, None, words)
     console = Console(stderr=options.json)
     with progress.bar("bench", console) as told:
         result = bench.bench_env(config, told)

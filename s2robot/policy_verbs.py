@@ -21,6 +21,12 @@ from s2robot.runs import SEED_FOLDER, seed_folders
 
 SNAPSHOTS = 4  # that --validate chooses from, besides the last weights, unless told otherwise
 
+NOT_TRAIN = {  # keys of a run that training does not read -> what to say to those who give them
+    "collect": "The demonstrations are there already: s2robot collect --help",
+    "eval": "To judge what was trained: s2robot eval --help",
+    "baselines": "That is for s2robot demo",
+}
+
 
 def do_train(argv: Sequence[str]) -> int:
     """Train one policy, or one a seed."""
@@ -35,11 +41,13 @@ def do_train(argv: Sequence[str]) -> int:
         raise UsageError(f"--validate is {options.validate}; expected a number of rollouts, 0 for none")
     kind = command.chosen_kind(options, options.config)
     check_processes(kind)
-    config = configuration.load(run_schema(kind), options.config, command.overrides(options, rest))
+    words = command.overrides(options, rest)
+    command.refuse_unread(words, NOT_TRAIN)
+    config = configuration.load(run_schema(kind), options.config, words)
+    if getattr(options, "=out") is None and configuration.said(options.config, "out") in (None, "."):
+        raise UsageError("Where to? Add --out runs/NAME")
     if options.validate and not config.train.snapshots:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, snapshots=SNAPSHOTS))
-    if config.out == ".":
-        raise UsageError("Where to? Add --out runs/NAME: the config that a run leaves names no folder")
     if options.seeds and getattr(options, "=train.seed") is not None:
         raise UsageError("--seed beside --seeds: give one of them")
     seeds = _seeds(options.seeds, config.train.seed)

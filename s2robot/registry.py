@@ -79,6 +79,11 @@ def make_plain(name: str, frame_size: int = 0) -> PlainRobosuite:
     return importlib.import_module("s2robot.envs.plain").PlainRobosuite(name, frame_size)  # type: ignore[no-any-return]
 
 
+def simulator_versions() -> dict[str, str]:
+    """Of what simulates, for datasets to say."""
+    return importlib.import_module("s2robot.envs.quiet").versions()  # type: ignore[no-any-return]
+
+
 SCENES = {"lift": "s2robot.envs.scenes", "workspace": "s2robot.envs.workspace"}
 """Kind of scenes to pre-train on -> module with `SceneSampler`."""
 

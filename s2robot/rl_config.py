@@ -62,13 +62,15 @@ class SightConfig:
     fit_frames: int = 128  # first observations that the compression is fitted to, where no demonstrations are given
     readout: str = "attention"  # of maps: "attention" with expected places, "conv", or "flat"
     queries: int = 16  # of the read-out, a view
+    width: int = 32  # of its keys, or of its convolutions
     size: int = 84  # of pixels: shorter side of the frames that the network reads
     shift: int = 4  # of pixels: DrQ's random shift in training
 
     def __post_init__(self) -> None:
         if self.see not in SEES:
             raise UnknownName("what to see", self.see, SEES)
-        for name, least in (("components", 0), ("fit_frames", 2), ("queries", 1), ("size", 8), ("shift", 0)):
+        leasts = {"components": 0, "fit_frames": 2, "queries": 1, "width": 1, "size": 8, "shift": 0}
+        for name, least in leasts.items():
             _at_least(least, name, getattr(self, name))
 
 

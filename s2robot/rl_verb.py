@@ -14,6 +14,8 @@ from s2robot import config as configuration
 from s2robot.errors import UsageError
 from s2robot.rl_config import rl_schema
 
+CONFIGS = "rl-"  # their names begin so, and no task's does
+
 
 def do_rl(argv: Sequence[str]) -> int:
     """Learn by trying; or go on, where the folder holds a part of the same run."""
@@ -52,7 +54,7 @@ def do_rl(argv: Sequence[str]) -> int:
 
 def _config(options: Any, rest: list[str]) -> Any:
     """From a task's name, or from a config that names it."""
-    is_config = options.what in configuration.names() or options.what.endswith((".yaml", ".yml"))
+    is_config = options.what.startswith(CONFIGS) or options.what.endswith((".yaml", ".yml"))
     written = configuration.said(options.what, "algorithm") if is_config else None
     if written and options.algorithm and written != options.algorithm:
         raise UsageError(f"--algorithm is {options.algorithm}, and {options.what} is of {written}. Leave one out")

@@ -18,8 +18,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import files, locks, registry, seals
-from s2robot.errors import CorruptFile, InvalidInput
+from s2robot import engines, files, locks, registry, seals
+from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 from s2robot.launchers import LOCAL, Launcher
 from s2robot.parcels import Parcel
 from s2robot.types import FRAMES, Policy
@@ -60,6 +60,11 @@ class EvalConfig:
     precision: str | None = None  # default: what the policy was trained on
     execute: int = 0  # actions of a chunk before looking again; 0: as the policy was trained
     ensemble: bool = False  # look at every step and average what all chunks say of it (ACT's temporal ensembling)
+
+    def __post_init__(self) -> None:
+        for name, known in (("engine", engines.ENGINES), ("precision", (None, *engines.PRECISIONS))):
+            if getattr(self, name) not in known:
+                raise UnknownName(name, str(getattr(self, name)), filter(None, known))
 
     @property
     def label(self) -> str:

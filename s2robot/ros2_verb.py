@@ -39,7 +39,7 @@ def _act(argv: Sequence[str]) -> int:
     from s2robot.adapters.ros2_act import ActConfig, act
 
     if argv and not argv[0].startswith("-"):
-        argv = ["--run", *argv]
+        argv = command.first_word("run", argv[0], argv[1:])
     return _run(
         "act RUN", "Publish a trained policy's action chunks; silent while an input is stale.",
         "s2robot ros2 act runs/lift-bc --images /front/image_raw,/wrist/image_raw",

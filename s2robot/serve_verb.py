@@ -95,7 +95,7 @@ def bench_serve(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="a run folder that holds policy/")
     parser.add_argument("--json", action="store_true", help="for programs")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(ServeBenchConfig, None, ["--run", options.run, *rest])
+    config = configuration.load(ServeBenchConfig, None, command.first_word("run", options.run, rest))
     console = Console(stderr=options.json)
     with progress.bar("soak", console) as told:
         result = bench.bench_serve(config, told)
@@ -134,7 +134,7 @@ def bench_soak(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="a run folder that holds policy/")
     parser.add_argument("--json", action="store_true", help="for programs")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(bench.SoakConfig, None, ["--run", options.run, *rest])
+    config = configuration.load(bench.SoakConfig, None, command.first_word("run", options.run, rest))
     console = Console(stderr=options.json)
     with progress.bar("soak", console) as told:
         result = bench.bench_soak(config, told)

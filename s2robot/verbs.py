@@ -24,6 +24,8 @@ from s2robot.dataset_verbs import dataset_rows
 from s2robot.errors import UsageError
 from s2robot.launchers import LOCAL, find_launcher
 
+UNFOLDED = 1000  # columns of a table that goes to a file or a pipe, which have no right edge
+
 
 def do_demo(argv: Sequence[str]) -> int:
     parser = command.parser(
@@ -78,7 +80,7 @@ def do_collect(argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, help="the HDF5 file to write (robomimic's layout), or s3://BUCKET/NAME")
     command.launcher(parser, "each episode is a piece")
     options, rest = parser.parse_known_args(list(argv))
-    config = configuration.load(CollectConfig, None, ["--task", options.task, *rest])
+    config = configuration.load(CollectConfig, None, command.first_word("task", options.task, rest))
     registry.get_task(config.task, config.robot)
     console = Console()
     if remote.is_remote(options.out) and remote.exists(options.out):
@@ -98,14 +100,17 @@ def do_collect(argv: Sequence[str]) -> int:
 
 
 def do_encode(argv: Sequence[str]) -> int:
+    from s2robot.augment import Augmentation
     from s2robot.encoder import EncoderConfig
     from s2robot.store import encode_dataset
 
+    how_far = ("augment", Augmentation, dataclasses.field(default_factory=Augmentation))
+    schema = dataclasses.make_dataclass("Options", [how_far], bases=(EncoderConfig,), frozen=True)
     parser = command.parser(
         "encode",
         "Encode demonstrations once; training then reads features.",
         "s2robot encode runs/lift.hdf5 --stride 2",
-        ", ".join(f"--{name}" for name in configuration.keys(EncoderConfig)),
+        ", ".join(f"--{name}" for name in configuration.keys(schema)),
     )
     parser.add_argument("dataset", help="an HDF5 file of demonstrations, or its address: s3://BUCKET/NAME")
     parser.add_argument("--out", default=None, help="folder of feature stores (default: features/ beside the dataset)")
@@ -119,12 +124,13 @@ def do_encode(argv: Sequence[str]) -> int:
     )
     command.launcher(parser, "each episode is a piece")
     options, rest = parser.parse_known_args(list(argv))
-    encoder = configuration.load(EncoderConfig, None, rest)
+    config: Any = configuration.load(schema, None, rest)
+    encoder = EncoderConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(EncoderConfig)})
     root = options.out or remote.beside(options.dataset, "features")
     console, launcher = Console(), find_launcher(options.launcher, options.workers)
     with progress.bar("encode", console) as report:
         workers = options.workers if launcher is LOCAL else launcher
-        settings = {name: getattr(options, name) for name in ("stride", "versions")}
+        settings = {"stride": options.stride, "versions": options.versions, "augment": config.augment}
         store = encode_dataset(options.dataset, encoder, root, workers=workers, **settings, progress=report)
     console.print(
         f"{store.folder}: {len(store)} steps, map {store.map.shape[1:]}, {encoder.name} at scales {encoder.scales}"
@@ -147,11 +153,14 @@ def do_list(argv: Sequence[str]) -> int:
     parser = command.parser("list", "What there is by name.", "s2robot list datasets runs", key="")
     kinds = {"encoders": _encoders, "tasks": _tasks, "policies": _policies, "configs": _configs}
     parser.add_argument("kind", nargs="?", choices=[*sorted(kinds), "datasets"], help="default: all but datasets")
-    parser.add_argument("folder", nargs="?", default=".", help="of datasets: where to look (default: here)")
+    parser.add_argument("folder", nargs="?", default=None, help="of datasets: where to look (default: here)")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(list(argv))
+    if options.folder is not None and options.kind != "datasets":
+        raise UsageError(f"{options.folder}: a folder is for datasets: s2robot list datasets {options.folder}")
+    folder = options.folder or "."
     if options.kind == "datasets":
-        found = {"datasets": dataset_rows(options.folder)}
+        found = {"datasets": dataset_rows(folder)}
     else:
         chosen = {options.kind: kinds[options.kind]} if options.kind else kinds
         found = {name: rows() for name, rows in chosen.items()}
@@ -163,7 +172,7 @@ def do_list(argv: Sequence[str]) -> int:
     for name, rows in found.items():
         table = Table(title=name, title_justify="left", box=None, header_style="bold", pad_edge=False)
         if not rows:
-            print(f"no datasets below {options.folder}; make one: s2robot collect --help")
+            print(f"no datasets below {folder}; make one: s2robot collect --help")
             continue
         columns = [key for key in rows[0] if key != "distribution" or any(row[key] != "s2robot" for row in rows)]
         for column in columns:
@@ -171,7 +180,7 @@ def do_list(argv: Sequence[str]) -> int:
         for row in rows:
             table.add_row(*[_short(row[column]) for column in columns])
         console = Console()
-        console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
+        console.width = console.width if console.is_terminal else UNFOLDED  # for `grep`: a line a row
         console.print(table)
     return 0
 

@@ -30,7 +30,22 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
         (["encode", "nowhere.hdf5"], "No demonstrations at"),
         (["eval", "nowhere"], "Train one"),
         (["report", "nowhere"], "not a finished run"),
-        (["train", "nowhere.hdf5"], "No demonstrations at"),
+        (["train", "nowhere.hdf5", "--out", "o"], "No demonstrations at"),
+        (["train", "nowhere.hdf5"], "Add --out"),
+        (["train", "nowhere.hdf5", "--out", "o", "--collect.demos", "3"], "--collect.demos is not read here"),
+        (["train", "nowhere.hdf5", "--out", "o", "--eval.episodes=3"], "s2robot eval --help"),
+        (["collect", "Lift", "--task", "Reach", "--out", "x.hdf5"], "--task beside Lift"),
+        (["export", "s2robot-tiny", "--name=vit-small", "--to", "onnx"], "--name beside s2robot-tiny"),
+        (["export", "s2robot-tiny", "--to", "onnx", "--engine", "openvino"], "Leave --engine out"),
+        (["eval", "nowhere", "--engine", "foo"], "Unknown engine 'foo'"),
+        (["eval", "nowhere", "--precision", "fp23"], "Unknown precision 'fp23'. Did you mean 'fp32'"),
+        (["view", "x.hdf5", "--moments", "0"], "--moments is 0"),
+        (["view", "x.hdf5", "--cell", "-3"], "--cell -3"),
+        (["list", "tasks", "/nope"], "s2robot list datasets /nope"),
+        (["rl", "rl-raech"], "Did you mean 'rl-reach'"),
+        (["bench", "soak", "nope"], "No policy in nope"),
+        (["bench", "soak", "nope", "--run", "other"], "--run beside nope"),
+        (["encode", "nowhere.hdf5", "--augment.crop", "2"], "crop is 2"),
         (["encode", "x.hdf5", "--name", "s2robot-tyni"], "No demonstrations"),
     ],
     ids=str,
@@ -79,6 +94,24 @@ def test_list_is_readable_by_programs(capsys: pytest.CaptureFixture[str]) -> Non
     assert cli.main(["list", "encoders", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["encoders"]
     assert any(row["name"] == "s2robot-tiny" for row in rows)
+
+
+def test_weights_to_begin_with_are_looked_for_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["pretrain", "--out", str(tmp_path / "run"), "--init", "nope"]) == 1
+    assert "Cannot read nope" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()  # whose recipe would bind the next try
+
+
+def test_a_row_is_a_line_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """`s2robot list encoders | grep NAME` finds all that is said of it."""
+    assert cli.main(["list", "tasks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    from s2robot.envs import TASKS
+
+    for task in TASKS.values():
+        assert sum(line.startswith(f"{task.name} ") and task.success in line for line in lines) == 1
 
 
 def test_version_and_bare_call(capsys: pytest.CaptureFixture[str]) -> None:

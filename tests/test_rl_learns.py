@@ -59,3 +59,19 @@ def test_it_learns_to_aim(algorithm: str) -> None:
         amiss.append(abs(float(action[0, 0] - seen["proprioception"][0, 0])))
         seen, *_ = env.step(action)
     assert np.mean(amiss) < 0.12
+
+
+def test_the_actor_learns_once_where_critics_learn_as_often_as_its_delay_says() -> None:
+    module = registry.algorithm("rlpd")
+    config = module.CONFIG(starts=10, batch=8, updates=4, delay=3, demos=0.0, critics=2, trunk=8, widths=(8,))
+    reading = {"features_extractor_class": CombinedExtractor}
+    model = module.make(config, DummyVecEnv([Aim]), reading=reading, gamma=0.9, seed=0, decisions=25)
+    model.learn(25)
+    critic, actor = (steps_of(part.optimizer) for part in (model.critic, model.actor))
+    assert critic > 30 and actor == critic // 3
+
+
+def steps_of(optimizer: Any) -> int:
+    """How many it has taken."""
+    (count,) = {int(state["step"]) for state in optimizer.state.values()}
+    return count

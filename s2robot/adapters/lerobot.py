@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ COLUMNS = {
     "goal": "observation.environment_state",
 }
 FEATURES = "observation.s2_features"
+GOAL_WORDS = "{goal}"  # in an instruction: the episode's goal comes there
 SPARE = 32 << 20  # bytes that must stay free
 REPO = "local/s2robot"  # LeRobot wants a name on its hub; nothing is looked up there
 
@@ -80,6 +82,8 @@ def export(
     out, lerobot = Path(out), _lerobot()
     if out.exists():
         raise InvalidInput(f"{out} is there already. Convert into another folder, or remove it: rm -r {out}")
+    if unknown := set(re.findall(r"\{\w*\}", instruction)) - {GOAL_WORDS}:
+        raise InvalidInput(f"The instruction has {', '.join(sorted(unknown))}; only {GOAL_WORDS} is filled in")
     names = list(cameras or dataset.cameras)
     views = [_view(dataset, camera) for camera in names]
     chosen = list(range(len(dataset)) if episodes is None else episodes)
@@ -169,7 +173,7 @@ def _view(dataset: Demonstrations, camera: str) -> int:
 
 def _instruction(env_args: dict[str, Any], episode: Episode, text: str) -> str:
     goal = "" if episode.goal is None else goal_words(env_args, episode.goal[0])
-    return text.replace("{goal}", goal) if text else f"{task_name(env_args) or 'task'} {goal}".strip()
+    return text.replace(GOAL_WORDS, goal) if text else f"{task_name(env_args) or 'task'} {goal}".strip()
 
 
 def _specs(

@@ -36,8 +36,9 @@ def split_ros(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return ours, theirs
 
 
-def descriptions(schema: type[Any], prefix: str = "") -> dict[str, str]:
-    """What every dotted key means: `name: text` lines of the docstrings, which may go on, indented."""
+def descriptions(schema: type[Any], prefix: str = "", defaults: Any = None) -> dict[str, str]:
+    """What every dotted key means: `name: text` lines of the docstrings, which may go on, indented; and its default."""
+    defaults = schema() if defaults is None else defaults
     found: dict[str, str] = {}
     text = inspect.getdoc(schema) or ""
     said: dict[str, str] = {}
@@ -45,11 +46,12 @@ def descriptions(schema: type[Any], prefix: str = "") -> dict[str, str]:
         said |= dict.fromkeys(names.split(", "), " ".join(words.split()))
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        key, hint = f"{prefix}{field.name}", hints[field.name]
+        key, hint, value = f"{prefix}{field.name}", hints[field.name], getattr(defaults, field.name)
         if dataclasses.is_dataclass(hint):
-            found |= descriptions(typing.cast(type, hint), f"{key}.")
+            found |= descriptions(typing.cast(type, hint), f"{key}.", value)
         else:
-            found[key] = said.get(field.name, f"{schema.__name__}'s {field.name.replace('_', ' ')}")
+            meaning = said.get(field.name, f"{schema.__name__}'s {field.name.replace('_', ' ')}")
+            found[key] = meaning if value in (None, "", ()) else f"{meaning} (default: {_text(value, hint)})"
     return found
 
 

@@ -62,7 +62,7 @@ def _config(model: Any, sight: Sight, config: RLConfig, trunk: Any) -> dict[str,
     words: dict[str, Any] = {
         "chunk": config.world.execute, "execute": config.world.execute, "widths": tuple(learn.widths),
         "activation": activation, "squash": algorithm.SQUASH, "trunk": learn.trunk if trunk is not None else 0,
-        "queries": sight.config.queries, "readout": sight.config.readout,
+        "queries": sight.config.queries, "key_width": sight.config.width, "readout": sight.config.readout,
         "tokens": "map" if sight.config.see == "features" else "mean",
     }  # fmt: skip
     if sight.config.see == "features" and sight.config.kind == "cls":

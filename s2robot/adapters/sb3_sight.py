@@ -80,6 +80,7 @@ class Sight:
         config = self.config
         if config.see == "features":
             words: dict[str, Any] = {"kind": config.kind, "readout": config.readout, "queries": config.queries}
+            words["key_width"] = config.width
             return {"features_extractor_class": S2FeaturesExtractor, "features_extractor_kwargs": words}
         if config.see == "pixels":
             words = {"shift": config.shift}
