@@ -49,7 +49,7 @@ class Extras:
         known: dict[str, Callable[[], spaces.Space[Any]]] = {
             DEPTH: lambda: spaces.Box(0.0, FAR, pictures, np.float32),
             SEGMENTATION: lambda: spaces.Box(0, 255, pictures, np.uint8),
-            PRIVILEGED: lambda: spaces.Box(-FAR, FAR, (len(field_names(state())),), np.float32),
+            PRIVILEGED: lambda: spaces.Box(-FAR, FAR, (_some(len(field_names(state()))),), np.float32),
         }
         return {name: known[name]() for name in EXTRAS if name in self.wanted}
 
@@ -75,6 +75,12 @@ class Extras:
 def field_names(state: Privileged) -> tuple[str, ...]:
     """One name a number: "cube.0", "cube.1", ... in the order of the flat vector."""
     return tuple(f"{key}.{k}" for key, value in state.items() for k in range(np.size(value)))
+
+
+def _some(numbers: int) -> int:
+    if not numbers:
+        raise UsageError("This task names no privileged state (`TaskSpec.privileged`), so there is none to be shown")
+    return numbers
 
 
 def _owner(model: Any, geom: int) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from s2robot.errors import require
+from s2robot.errors import InvalidInput, UnknownName, require
+from s2robot.policies.rl_actor import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
+        if self.activation not in ACTIVATIONS:
+            raise UnknownName("activation", self.activation, ACTIVATIONS)
+        for name in ("rollout", "batch", "epochs"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a whole number from 1 on")
 
 
 SQUASH, OFF_POLICY = False, False
@@ -38,8 +44,6 @@ SQUASH, OFF_POLICY = False, False
 def make(config: PPOConfig, env: Any, *, reading: dict[str, Any], gamma: float, seed: int, decisions: int) -> Any:
     """The learner; see `policies.sac.make`."""
     import math
-
-    from s2robot.policies.rl_actor import ACTIVATIONS
 
     sb3 = require("stable_baselines3", extra="rl", purpose="Reinforcement learning")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from s2robot.errors import InvalidInput, require
 from s2robot.policies.ensemble import Ensemble
 from s2robot.policies.rl_actor import bottleneck
-from s2robot.policies.sac import ACTIVATION, OFF_POLICY, SQUASH, off_policy
+from s2robot.policies.sac import ACTIVATION, OFF_POLICY, SQUASH, check_learning, off_policy
 
 _PURPOSE = "Reinforcement learning"
 require("stable_baselines3", extra="rl", purpose=_PURPOSE)
@@ -51,6 +51,7 @@ class RLPDConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
+        check_learning(self)
         if not 0 <= self.demos < 1 or self.critics < 2 or min(self.trunk, self.updates, self.delay) < 1:
             raise InvalidInput(
                 f"demos is {self.demos}, critics {self.critics}, trunk {self.trunk}, updates {self.updates}, delay"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from s2robot.errors import require
+from s2robot.errors import InvalidInput, require
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,22 @@ class SACConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
+        check_learning(self)
+
+
+def check_learning(config: Any) -> None:
+    """What any learner with a replay buffer must have, or it would learn nothing and say nothing.
+
+    Raises:
+        InvalidInput: a setting outside its range.
+    """
+    for name, least in (("batch", 1), ("buffer", 1), ("updates", 1), ("starts", 0)):
+        if getattr(config, name) < least:
+            raise InvalidInput(f"{name} is {getattr(config, name)}; expected a whole number from {least} on")
+    if not 0 < config.tau <= 1 or config.lr <= 0:
+        raise InvalidInput(f"tau is {config.tau}, lr {config.lr}; expected a share above 0 and a rate above 0")
+    if not re.fullmatch(r"auto(_[\d.eE+-]+)?|[\d.eE+-]+", str(config.entropy)):
+        raise InvalidInput(f"entropy is {config.entropy!r}; expected a number, auto, or auto_ and where it begins")
 
 
 ACTIVATION, SQUASH, OFF_POLICY = "relu", True, True

@@ -153,7 +153,13 @@ def _read(run: Path, log: str) -> dict[int, bool]:
     """Success by seed."""
     names = (log,) if log else LOGS
     for name in names:  # the first there is: they may be of different physics
-        if found := {each.seed: each.success for each in read_results(run / name)}:
+        results = read_results(run / name)
+        if len(weights := {each.weights for each in results} - {""}) > 1:
+            raise InvalidInput(
+                f"{run / name} holds episodes of {len(weights)} policies ({', '.join(sorted(weights))}). Remove it, and"
+                f" evaluate the one that is there: s2robot eval {run}"
+            )
+        if found := {each.seed: each.success for each in results}:
             return found
     there = ", ".join(sorted(path.name for path in run.glob("episodes*.jsonl"))) or "none"
     raise InvalidInput(f"No {' or '.join(names)} in {run} (logs there: {there}). Evaluate it: s2robot eval {run}")

@@ -174,6 +174,11 @@ def _read(source: str) -> dict[str, Any]:
     return tree or {}
 
 
+def flat(tree: dict[str, Any]) -> list[str]:
+    """The dotted keys of a tree."""
+    return _flatten(tree)
+
+
 def _flatten(tree: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key, value in tree.items():

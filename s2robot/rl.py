@@ -29,11 +29,11 @@ from s2robot import files, locks, registry, seals
 from s2robot.adapters.features import fit_compression
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder
-from s2robot.errors import InvalidInput, S2RobotError, require
+from s2robot.errors import InvalidInput, require
 from s2robot.frames import Frames
 from s2robot.interface import described
 from s2robot.rl_config import RLConfig
-from s2robot.store import encode_dataset
+from s2robot.store import FeatureStore, encode_dataset
 from s2robot.trained import SUM as WEIGHTS_SUM
 from s2robot.types import FRAMES
 
@@ -86,7 +86,7 @@ def _bound(config: RLConfig, out: Path) -> Iterator[None]:
     files.sweep(out, deep=True)
     try:
         yield
-    except S2RobotError:
+    except Exception:
         for name in ("config.yaml", EYES, INPUTS) if begins else ():
             (out / name).unlink(missing_ok=True)
         raise
@@ -107,6 +107,8 @@ class Setup:
             config.world.cameras or (self.dataset.cameras if self.dataset is not None else self.task.cameras)
         )
         self.source = None if self.dataset is None else _source(config, self.dataset, self.cameras)
+        if isinstance(self.source, FeatureStore):
+            self.source.verify(self.episodes)
         self.worlds = sb3_worlds.make_worlds(config.world, config.first_seed, config.sight.see, self.cameras)
         self.sight = self._sight()
         self._hold()
@@ -159,7 +161,8 @@ class Setup:
         path, prior = self.out / INPUTS, self.config.demos.prior
         inputs = {"demonstrations": self.dataset.fingerprint[:16] if self.dataset is not None else None}
         inputs["prior"] = seals.digest(policy_file(prior))[:16] if prior else None
-        before = files.read_json(path) if path.exists() else inputs
+        inputs["compression"] = seals.digest(self.out / EYES)[:16] if self.sight.eyes is not None else None
+        before = {**inputs, **(files.read_json(path) if path.exists() else {})}  # older ones say less
         if changed := configuration.differences(before, inputs):
             raise InvalidInput(
                 f"{self.out} began from other data under the same names ({'; '.join(changed)}). Choose another --out"
@@ -177,6 +180,9 @@ class Setup:
         encoder = self.config.encoder.build("cpu")
         prior = None
         if self.config.demos.prior:
+            sb3_demos.check_prior(
+                policy_file(self.config.demos.prior).parent, self.task, self.cameras, self.config.world
+            )
             prior = sb3_demos.load_prior(self.config.demos.prior, encoder.fingerprint, len(self.cameras), execute)
         if kept.exists():
             eyes: Any = sb3_sight.Glance.load(kept, encoder=encoder)

@@ -16,6 +16,7 @@ from s2robot import registry
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput, UnknownName
 
+KINDS, READOUTS = ("map", "tokens", "cls"), ("attention", "conv", "flat")  # of features
 SEES = ("features", "pixels", "privileged")
 REWARDS = ("dense", "sparse")
 TIMEOUTS = ("truncation", "failure")
@@ -69,6 +70,9 @@ class SightConfig:
     def __post_init__(self) -> None:
         if self.see not in SEES:
             raise UnknownName("what to see", self.see, SEES)
+        for name, known in (("kind", KINDS), ("readout", READOUTS)):
+            if getattr(self, name) not in known:
+                raise UnknownName(name, getattr(self, name), known)
         leasts = {"components": 0, "fit_frames": 2, "queries": 1, "width": 1, "size": 8, "shift": 0}
         for name, least in leasts.items():
             _at_least(least, name, getattr(self, name))
@@ -82,6 +86,10 @@ class DemosConfig:
     count: int = 0  # the first so many; 0: all
     stride: int = 2  # every so manieth step is encoded, as `s2robot train` does; must divide `world.execute`
     prior: str = ""  # a run of behaviour cloning, for `ibrl`
+
+    def __post_init__(self) -> None:
+        _at_least(0, "demos.count", self.count)
+        _at_least(1, "demos.stride", self.stride)
 
 
 @dataclass(frozen=True)

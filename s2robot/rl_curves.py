@@ -76,6 +76,8 @@ def curves_svg(runs: dict[str, list[dict[str, Any]]], title: str) -> str:
 def _series(name: str, seeds: list[list[dict[str, Any]]]) -> Series:
     """Of all seeds together, at the steps that all have come to."""
     at = sorted(set.intersection(*({row["step"] for row in rows} for rows in seeds)))
+    if not at:
+        raise InvalidInput(f"Seeds of {name} have no point in common; expected one --validate_every for all")
     rates, lows, highs = [], [], []
     for step in at:
         found = [row for rows in seeds for row in rows if row["step"] == step]

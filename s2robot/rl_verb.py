@@ -62,6 +62,6 @@ def _config(options: Any, rest: list[str]) -> Any:
     words = command.overrides(options, rest)
     if is_config:
         return configuration.load(schema, options.what, words)
-    config = configuration.load(schema, None, words)
+    config = configuration.load(schema, None, command.first_word("world.task", options.what, words))
     task = registry.get_task(options.what, config.world.robot).name
     return dataclasses.replace(config, world=dataclasses.replace(config.world, task=task))

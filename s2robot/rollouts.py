@@ -156,8 +156,9 @@ def _evaluate(
     description = files.read_json(policy_folder / "policy.json")
     seeds = range(config.seed, config.seed + config.episodes)
     weights = seals.digest(policy_folder / "policy.safetensors")[:16]
-    results = {r.seed: r for r in read_results(log) if r.seed in seeds}
-    if strange := {r.weights for r in results.values()} - {"", weights}:
+    logged = read_results(log)
+    results = {r.seed: r for r in logged if r.seed in seeds}
+    if strange := {r.weights for r in logged} - {"", weights}:  # a log is of one policy, whatever the seeds
         raise InvalidInput(
             f"{log} holds episodes of other weights ({', '.join(sorted(strange))}; these are {weights}): the policy was"
             f" trained again. Move the log away, or: rm {log}"

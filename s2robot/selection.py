@@ -46,13 +46,14 @@ def select(
     """
     candidates = [*sorted((run / "policy" / "snapshots").glob("[0-9]*")), run / "policy"]
     settings = EvalConfig(config.episodes, config.seed, config.fidelity, workers=config.workers)
+    log = "validation.jsonl" if settings.label == "fast" else f"validation-{settings.label}.jsonl"
     rows = []
     for k, folder in enumerate(candidates):
 
         def report(done: int, total: int, note: str, before: int = k) -> None:
             progress(before * total + done, len(candidates) * total, note)
 
-        results = evaluate(folder, settings, folder / "validation.jsonl", report, launcher)
+        results = evaluate(folder, settings, folder / log, report, launcher)
         name = "last" if folder == candidates[-1] else folder.name
         rows.append({"snapshot": name, "successes": sum(r.success for r in results), "episodes": len(results)})
     best = max(range(len(rows)), key=lambda k: (rows[k]["successes"], k))

@@ -76,6 +76,15 @@ class StudyConfig:
             raise InvalidInput(f"seeds is {self.seeds}, shifts {self.shifts}: a study needs at least one of each")
 
 
+OWN = {  # keys of a run -> how a study is told
+    "eval.shift": 'shifts: ["", all/test] in the study, or --shifts "none;all/test"',
+    "train.seed": "seeds: [0, 1, 2] in the study, or --seeds 0,1,2",
+    "seed": "seeds: [0, 1, 2] in the study, or --seeds 0,1,2",
+    "baselines": "name them as arms",
+    "out": "--out",
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a study: an arm, at a level, with a training seed."""
@@ -115,7 +124,22 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
             raise UnknownName("arm", name, written)
     tree["arms"] = {name: written[name] or {} for name in chosen.get("arms") or written}
     tree |= {name: tuple(value) for name in LISTS if (value := chosen.get(name) or tree.get(name))}
-    return StudyConfig(**{**tree, "given": configuration.planted(overrides, DemoConfig)})
+    study = StudyConfig(**{**tree, "given": configuration.planted(overrides, DemoConfig)})
+    _refuse_own(study)
+    return study
+
+
+def _refuse_own(study: StudyConfig) -> None:
+    """Keys of a run that a study sets itself, run by run: given anywhere else they would be lost.
+
+    Raises:
+        InvalidInput: one is there.
+    """
+    for where, tree in {"run": study.run, "options": study.given, **study.arms}.items():
+        flat = configuration.flat(tree)
+        for key, instead in OWN.items():
+            if key in flat:
+                raise InvalidInput(f"{key} in {where} is the study's own to set: {instead}")
 
 
 def _check(tree: dict[str, Any], source: str) -> None:

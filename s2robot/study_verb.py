@@ -31,13 +31,16 @@ def do_study(argv: Sequence[str]) -> int:
     parser.add_argument("--arms", default=None, help="some of the arms, the one to compare against first: s2,base")
     parser.add_argument("--seeds", default=None, help="training seeds instead of the study's: 0,1,2")
     parser.add_argument("--levels", default=None, help="levels instead of the study's: 15,30")
+    parser.add_argument("--shifts", default=None, help="judge under these, as eval --shift has them: none;all/test")
     command.launcher(parser, "each run is a piece")
     parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
     options, rest = parser.parse_known_args(list(argv))
+    shifts = [each.strip() for each in (options.shifts or "").split(";") if each.strip()]
     chosen = {
         "arms": _listed(options.arms, "arms", str),
         "seeds": _listed(options.seeds, "seeds", int),
         "levels": _listed(options.levels, "levels", float),
+        "shifts": ["" if each == "none" else each for each in shifts],
     }
     study = read_study(options.study, rest, **chosen)
     out = Path(options.out or Path("runs") / Path(options.study).stem)

@@ -32,6 +32,7 @@ def film(cells: Sequence[Cell], shift: str, out: Path, progress: Progress = lamb
     outcomes = {arm: {each.seed: each.success for each in read_results(log)} for arm, log in logs.items()}
     seed = telling_seed(outcomes)
     if seed is None:
+        (out / FILE).unlink(missing_ok=True)  # of another question
         return
     digests = {cell.arm: seals.digest(out / cell.folder / "policy" / "policy.safetensors")[:16] for cell in first}
     shown: dict[str, Any] = {"seed": seed, "level": first[0].level, "training_seed": first[0].seed, "weights": digests}

@@ -44,6 +44,7 @@ def load_policy(
         weights = load_file(path)
         module = registry.policy_module(description["kind"])
         if getattr(module.NETWORK, "reads_privileged", False):
+            _only_torch(folder, description, engine, precision)
             privileged: Policy = registry.acting().restore_privileged(module, description, weights)
             return privileged
         if module.NETWORK.reads_frames:
@@ -76,11 +77,15 @@ def _pixel_policy(
     device: str | None,
     how: tuple[str, str | None],
 ) -> Policy:
-    if how[0] not in ("auto", "torch") or how[1] not in (None, "fp32"):
-        raise InvalidInput(
-            f"Engine {how[0]!r}, precision {how[1]!r}: the {description['kind']} policy in {folder} reads frames by a"
-            " network of its own, which only torch in fp32 computes. Leave both out"
-        )
+    _only_torch(folder, description, *how)
     known = description["encoder"] and EncoderConfig(**description["encoder"])
     policy: Policy = registry.acting().restore_pixels(module, description, known, weights, engines.find_device(device))
     return policy
+
+
+def _only_torch(folder: Path, description: dict[str, Any], engine: str, precision: str | None) -> None:
+    if engine not in ("auto", "torch") or precision not in (None, "fp32"):
+        raise InvalidInput(
+            f"Engine {engine!r}, precision {precision!r}: the {description['kind']} policy in {folder} has no frozen"
+            " encoder, but a network of its own, which only torch in fp32 computes. Leave both out"
+        )

@@ -54,6 +54,17 @@ def test_runs_of_different_tasks_are_refused(tmp_path: Path) -> None:
     assert compare(runs[:1])["n"] == 5
 
 
+def test_a_log_of_two_policies_is_no_ones(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [True] * 4)
+    log = Path(run) / "episodes-exact.jsonl"
+    lines = [
+        json.loads(line) | {"weights": name} for line, name in zip(log.read_text().splitlines(), "xxyy", strict=True)
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InvalidInput, match=r"episodes of 2 policies \(x, y\)"):
+        compare([run])
+
+
 def test_only_seeds_that_all_met_count(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", [True] * 10, first=100)
     b = write_run(tmp_path / "b", [False] * 5 + [True] * 5, first=105)

@@ -282,5 +282,6 @@ def test_episodes_of_other_weights_are_not_counted(policy_folder: Path, tmp_path
     assert evaluate(policy_folder, config, log) == [found] and found.weights
     again = Path(shutil.copytree(policy_folder, tmp_path / "again"))
     (again / "policy.safetensors").write_bytes((again / "policy.safetensors").read_bytes() + b" ")
-    with pytest.raises(InvalidInput, match="episodes of other weights"):
-        evaluate(again, config, log)
+    for seed in (7, 8):  # a log is of one policy, on whatever seeds
+        with pytest.raises(InvalidInput, match="episodes of other weights"):
+            evaluate(again, replace(config, seed=seed), log)

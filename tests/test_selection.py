@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from s2robot import files
+import pytest
+
+from s2robot import files, selection
 from s2robot.selection import ValidationConfig, select
 
 
@@ -24,3 +27,20 @@ def test_what_was_measured_of_a_former_best_goes_with_it(tmp_path: Path) -> None
     assert log.exists()
     select(tmp_path, ValidationConfig(episodes=3))
     assert (tmp_path / "best" / "policy" / "policy.safetensors").read_bytes() == b"last" and not log.exists()
+
+
+def test_outcomes_of_one_physics_are_not_taken_for_those_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs: list[str] = []
+
+    def judged(folder: Path, settings: Any, log: Path, *_: Any) -> list[Any]:
+        logs.append(log.name)
+        return []
+
+    monkeypatch.setattr(selection, "evaluate", judged)
+    files.write_json(tmp_path / "policy" / "policy.json", {})
+    (tmp_path / "policy" / "policy.safetensors").touch()
+    for fidelity in ("fast", "exact"):
+        select(tmp_path, ValidationConfig(episodes=1, fidelity=fidelity))
+    assert logs == ["validation.jsonl", "validation-exact.jsonl"]

@@ -121,6 +121,8 @@ def test_settings_of_an_arm_reach_its_runs_and_no_other(tmp_path: Path) -> None:
         ({"arms": {"a": {}, "b": {"encoder": {"name": "s2robot", "checkpoint": "gone.pt"}}}}, S2RobotError, "gone.pt"),
         ({"vary": "policy.tokens", "levels": ["map", "cls"]}, InvalidInput, "expected numbers"),
         ({"arms": {"a": {"encoder": "tiny"}}, "run": {"encoder": {"scales": [1]}}}, UnknownName, "arm a 'encoder'"),
+        ({"run": {"eval": {"shift": "all/test"}}}, InvalidInput, "eval.shift in run"),
+        ({"arms": {"a": {"train": {"seed": 3}}}}, InvalidInput, "train.seed in a"),
         ({"vary": "train", "levels": [1], "run": {"train": {"steps": 4}}}, UnknownName, "'train'"),
     ],
 )
@@ -196,6 +198,10 @@ def test_a_kill_while_filming_leaves_no_word_of_other_videos(tmp_path: Path, mon
     filmed[:] = ["killed"]
     with pytest.raises(KeyboardInterrupt):
         film(every, "", tmp_path)
+    assert not (tmp_path / "videos.json").exists()
+    filmed.clear()
+    film(every, "", tmp_path)
+    film(every[:1], "", tmp_path)  # alone it agrees with itself: there is nothing to tell
     assert not (tmp_path / "videos.json").exists()
 
 

@@ -7,6 +7,7 @@ simulations: these are then brought back to where they were, by replaying their 
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,12 +102,21 @@ class Course(_callbacks.BaseCallback):  # type: ignore[misc]
         self.told["validated"] = self.step
         if wins >= self.told["best"]:
             self.told["best"] = wins
+            self._forget_best()
             self.keep(self.out / "best" / "policy")
         low, high = statistics.wilson(wins, self.config.validate)
         return {
             "validation_success": wins / self.config.validate, "validation_low": low, "validation_high": high,
             "validation_episodes": self.config.validate, "validation_steps": steps,
         }  # fmt: skip
+
+    def _forget_best(self) -> None:
+        """What was measured of a former best is not the new one's."""
+        for there in (self.out / "best").glob("*"):
+            if there.is_dir() and there.name != "policy":
+                shutil.rmtree(there)
+            elif there.is_file():
+                there.unlink()
 
     def _learned(self) -> dict[str, float]:
         """What the learner has logged of its last update, held to be numbers, as its weights are."""
@@ -164,6 +174,6 @@ def validate(model: Any, worlds: Worlds, episodes: int, first: int = VALIDATION_
                 if info.get("seed") in range(first, first + episodes) and "episode" in info:
                     done.setdefault(info["seed"], (info["success"], info["episode"]["l"]))
     finally:
-        normaliser.training = True
-        worlds.recall(memory)
+        normaliser.training, worlds.queue = True, None
+    worlds.recall(memory)
     return sum(success for success, _ in done.values()), float(np.mean([steps for _, steps in done.values()]))

@@ -7,19 +7,21 @@ left out: of what time cut off nobody saw the end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from s2robot import registry
+from s2robot import files, registry
 from s2robot.adapters.features import FEATURES
 from s2robot.adapters.sb3_buffer import FeatureReplayBuffer
 from s2robot.adapters.sb3_sight import Sight, prior_told
 from s2robot.datasets import DemoDataset
 from s2robot.errors import InvalidInput, require
-from s2robot.rl_config import RLConfig
+from s2robot.rl_config import RLConfig, WorldConfig
 from s2robot.stored import StoredEpisode
 from s2robot.types import FRAMES, GOAL, PRIVILEGED, PROPRIOCEPTION, Features
 
@@ -201,6 +203,23 @@ class States:
             self.env.show(states[step])
             found.append(np.concatenate([np.ravel(value) for value in self.env.privileged().values()]))
         return np.array(found, np.float32)
+
+
+def check_prior(folder: Path, task: Any, cameras: Sequence[str], world: WorldConfig) -> None:
+    """A policy's own words, held against what it would be shown here; one that does not say is believed.
+
+    Raises:
+        InvalidInput: it was cloned in another task, on another robot, or from other cameras.
+    """
+    path = folder / "policy.json"
+    said: dict[str, Any] = files.read_json(path) if path.exists() else {}
+    said |= said.get("shapes", {})
+    here = {
+        "task": task.name, "robot": task.robot, "cameras": list(cameras), "frame_size": world.frame_size,
+        "actions": len(task.action_names), "proprioception": len(task.proprioception_names),
+    }  # fmt: skip
+    if other := [f"{key} {said[key]}, not {here[key]}" for key in here if said.get(key) not in (here[key], None)]:
+        raise InvalidInput(f"The policy in {folder} is of another kind of world ({'; '.join(other)})")
 
 
 def load_prior(folder: str, fingerprint: str, views: int, execute: int) -> Any:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2robot import files
+from s2robot import files, seals
 from s2robot.adapters.sb3_worlds import Worlds
 from s2robot.errors import CorruptFile, InvalidInput, require
 
@@ -89,6 +89,7 @@ def restore(folder: Path, model: Any, worlds: Worlds) -> dict[str, Any] | None:
         return None
     path, remedy = found[-1], f"Delete {found[-1]} to begin from the start"
     try:
+        seals.check_zip(path / STATE, remedy)  # torch does not look at its sums
         state = torch.load(path / STATE, weights_only=True, map_location="cpu")
         told = json.loads(state["plain"])
         model.set_parameters(state["modules"], exact_match=True)
@@ -103,14 +104,17 @@ def restore(folder: Path, model: Any, worlds: Worlds) -> dict[str, Any] | None:
             setattr(model, name, told["counts"][name])
         if buffer := getattr(model, "replay_buffer", None):
             buffer.load(path / REPLAY)
-        worlds.recall({**told["worlds"], "actions": [past.numpy() for past in state["pasts"]]})
-        _put_back(model, told)
-        torch.set_rng_state(state["torch"])
+        pasts = [past.numpy() for past in state["pasts"]]
+    except MemoryError:  # says nothing of the file
+        raise
     except (CorruptFile, InvalidInput) as error:
         raise CorruptFile(path, str(error), remedy) from error
     except Exception as error:  # torch and json raise many kinds for a damaged file
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CorruptFile(path, reason, remedy) from error
+    worlds.recall({**told["worlds"], "actions": pasts})  # what fails here is the simulation, not the file
+    _put_back(model, told)
+    torch.set_rng_state(state["torch"])
     more: dict[str, Any] = told["more"]
     return more
 

@@ -86,9 +86,7 @@ class Worlds(_vec_env.VecEnv):  # type: ignore[misc]
         self._chunks = chunks.clip(-1, 1)
 
     def step_wait(self) -> tuple[Observations, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
-        observation, rewards, terminated, truncated, told = self.simulations.step_chunk(self._chunks)
-        if died := [str(why) for why in told.get("worker_died", ()) if why]:  # what it tells of that step is made up
-            raise S2RobotError(f"A simulation ended: {died[0]} The same command goes on from the last checkpoint")
+        observation, rewards, terminated, truncated, told = self._stepped(self._chunks)
         steps, success = np.asarray(told["steps"]), np.asarray(told["success"], bool)
         for k in range(self.num_envs):
             self.played[k].append(self._chunks[k, : steps[k]].copy())
@@ -105,6 +103,13 @@ class Worlds(_vec_env.VecEnv):  # type: ignore[misc]
         if dones.any():
             observation = self._begin_anew(dones, observation, infos)
         return observation, earned, dones, infos
+
+    def _stepped(self, chunks: NDArray[np.float32]) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = self.simulations.step_chunk(chunks)
+        died = [str(why) for why in found[-1].get("worker_died", ()) if why]
+        if died:  # what it tells of that step is made up
+            raise S2RobotError(f"A simulation ended: {died[0]} The same command goes on from the last checkpoint")
+        return found
 
     def remember(self) -> dict[str, Any]:
         """Where all of them are, as plain numbers and arrays."""
@@ -132,7 +137,7 @@ class Worlds(_vec_env.VecEnv):  # type: ignore[misc]
             for k, past in enumerate(pasts):
                 if starts[k] <= first:
                     chunk[k] = past[first - starts[k] : last - starts[k]]
-            observation, *_ = self.simulations.step_chunk(chunk)
+            observation, *_ = self._stepped(chunk)
             due = np.array([start >= last for start in starts])  # those still waiting may have come to an end
             if due.any():
                 observation, _ = self.simulations.reset(seed=self.episode_seeds, options={"reset_mask": due})
