@@ -42,7 +42,7 @@ def do_probe(argv: Sequence[str]) -> int:
         "What frozen features know, on held-out scenes: heads fitted on training scenes, with the simulator's truth.\n"
         "`s2robot probe classify --help`: what is in an image, of any folder of images by class.\n"
         "`s2robot probe reconstruct --help`: how much of a larger model's features a smaller one holds.",
-        "s2robot probe --encoders s2robot-tiny,random,mine=runs/mine/s2robot-tiny.safetensors --quick",
+        "s2robot probe --encoders s2robot-tiny,random,mine=runs/my-encoder/encoder.safetensors --quick",
         "--scenes.seed 1",
     )
     parser.add_argument("--quick", action="store_true", help="position and segmentation on 300 + 100 scenes")

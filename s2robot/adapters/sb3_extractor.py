@@ -40,7 +40,7 @@ class S2FeaturesExtractor(_layers.BaseFeaturesExtractor):  # type: ignore[misc]
         observation_space: a Dict, or a Box of features alone.
         kind: what the features are: "map", "tokens" or "cls".
         keys: the features' keys; several where cameras differ in size.
-        readout: of maps and tokens: "attention" with expected places, or "conv".
+        readout: of maps and tokens: "attention" with expected places, "conv", or "flat".
         channels: a learned linear layer brings each token to so many channels first; 0 leaves it out.
         grid: (h, w) of tokens that are not a square.
         settings: of the read-out: queries, key_width, value_width.
