@@ -91,6 +91,9 @@ class EncoderConfig:
             raise InvalidInput(
                 f"width={self.width} with fusion={self.fusion!r}: 'project' takes a width, no other does"
             )
+        seed: Any = self.seed
+        if not isinstance(seed, int) or seed < 0:
+            raise InvalidInput(f"seed is {seed!r}; expected a whole number from 0 on")
         if self.fit not in FITS:
             raise InvalidInput(f"Unknown fit {self.fit!r}. Known: {', '.join(FITS)}")
 

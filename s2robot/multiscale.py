@@ -140,6 +140,8 @@ def multiscale_forward(  # noqa: PLR0913, PLR0917 - the reference's arguments, n
 
 
 def _check_arguments(images: Tensor, output_shape: str, num_prefix_token: int) -> None:
+    if not isinstance(images, Tensor):
+        raise InvalidInput(f"Images are a {type(images).__name__}; expected a torch.Tensor (B, C, H, W)")
     if images.ndim != 4:
         raise InvalidInput(f"Images are {tuple(images.shape)}; expected (B, C, H, W). For one image: input[None]")
     if images.shape[0] == 0:
@@ -162,10 +164,13 @@ def _check_arguments(images: Tensor, output_shape: str, num_prefix_token: int) -
 def _image_sizes(base: int, scales: Sequence[float] | None, img_sizes: Sequence[int] | None) -> list[int]:
     if not img_sizes and not scales:
         raise InvalidInput("Neither scales nor img_sizes was given. Try scales=(1, 2)")
+    for name, given in (("scales", scales), ("img_sizes", img_sizes)):
+        if isinstance(given, int | float):
+            raise InvalidInput(f"{name}={given}; expected several, or one of them in a list: [{given}]")
     sizes = list(img_sizes) if img_sizes else [int(base * scale) for scale in scales or ()]
     if any(size < 1 or size != int(size) for size in sizes):
-        given = f"img_sizes={tuple(img_sizes)}" if img_sizes else f"scales={tuple(scales or ())} of {base} px"
-        raise InvalidInput(f"{given} gives image sizes {sizes}; each must be a whole number of pixels, 1 or more")
+        asked = f"img_sizes={tuple(img_sizes)}" if img_sizes else f"scales={tuple(scales or ())} of {base} px"
+        raise InvalidInput(f"{asked} gives image sizes {sizes}; each must be a whole number of pixels, 1 or more")
     return [int(size) for size in sizes]
 
 
@@ -188,6 +193,8 @@ def _resize(images: Tensor, size: int) -> Tensor:
 def _to_prefix_and_map(output: Tensor, count: int, prefix_tokens: int, output_shape: str) -> tuple[Tensor, Tensor]:
     """Take a model's output apart: prefix (T*B, K, D) and map (T*B, D, h, w)."""
     axes = 3 if output_shape == "bnc" else 4
+    if not isinstance(output, Tensor):
+        raise InvalidInput(f"The model returned a {type(output).__name__}; expected its tokens or map, a torch.Tensor")
     if output.ndim != axes or output.shape[0] != count:
         raise InvalidInput(
             f"The model returned {tuple(output.shape)} for {count} tiles; output_shape={output_shape!r} means "

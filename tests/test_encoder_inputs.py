@@ -127,6 +127,8 @@ def test_wrong_frames_are_named(encoder: Encoder, frames: Any, message: str) -> 
         ({"fusion": "project", "width": 0}, "width=0 with fusion='project'"),
         ({"width": 64}, "width=64 with fusion='concat'"),
         ({"fit": "stretch"}, "Unknown fit 'stretch'. Known: whole, crop, pad"),
+        ({"seed": "a"}, "seed is 'a'; expected a whole number"),
+        ({"seed": -1}, "seed is -1"),
         ({"device": "gpu"}, "Unknown device 'gpu'"),
         ({"device": "cuda:99"}, "'cuda:99' is not here"),
         ({"checkpoint": "x.pth", "random_weights": True}, "leave one out"),

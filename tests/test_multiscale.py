@@ -193,6 +193,8 @@ SQUARE = torch.zeros(1, 3, 16, 16)
     [
         (SQUARE[0], {"scales": (1,)}, r"expected \(B, C, H, W\)"),
         (SQUARE[:0], {"scales": (1,)}, "empty batch"),
+        (SQUARE.numpy(), {"scales": (1,)}, "Images are a ndarray"),
+        (SQUARE, {"scales": 2}, r"in a list: \[2\]"),
         (torch.zeros(1, 3, 16, 32), {"scales": (1,)}, "16x32; S2 takes square ones"),
         (SQUARE.to(torch.uint8), {"scales": (1,)}, "expected floats"),
         (SQUARE, {}, r"Try scales=\(1, 2\)"),
@@ -215,6 +217,14 @@ SQUARE = torch.zeros(1, 3, 16, 16)
 def test_wrong_input_is_named(given: Tensor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         multiscale_forward(toy_vit(5), given, **arguments)
+
+
+def test_a_model_that_gives_more_than_its_tokens_is_named() -> None:
+    def twice(images: Tensor) -> Any:
+        return images, images
+
+    with pytest.raises(InvalidInput, match="The model returned a tuple"):
+        multiscale_forward(twice, SQUARE, scales=(1,))
 
 
 def test_wrong_tiles_are_named() -> None:

@@ -170,7 +170,7 @@ def test_it_waits_for_a_server_that_is_still_loading(runs: dict[str, Path]) -> N
 
 
 def test_wrong_addresses_and_tokens_are_explained(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for url in ("127.0.0.1:8000", "http://127.0.0.1:8000", "", "ws://"):
+    for url in ("127.0.0.1:8000", "http://127.0.0.1:8000", "", "ws://", "ws://127.0.0.1:99999", "ws://127.0.0.1:x"):
         with pytest.raises(InvalidInput, match="expected ws://host:port"):
             RemotePolicy(url)
     with pytest.raises(S2RobotError, match=r"Cannot reach ws://no\.such\.host\.invalid"):

@@ -183,7 +183,7 @@ class RemotePolicy:
                 close_timeout=2,
             )  # fmt: skip
             return connection.__enter__()  # websockets from 17.1 on warns of one that was not entered
-        except exceptions.InvalidURI as error:
+        except (exceptions.InvalidURI, ValueError) as error:  # ValueError: a port that is none
             raise InvalidInput(f"{self.url!r} is no address of a server; expected ws://host:port") from error
         except exceptions.InvalidStatus as error:
             said = (error.response.body or b"").decode(errors="replace").strip()
