@@ -103,7 +103,7 @@ def test_export_has_defaults_and_passes_settings_on(
         return {"path": str(path), "difference": 0.0, "bytes": 12_300_000}
 
     monkeypatch.setattr("s2robot.export.export", spy)
-    words = ["export", "s2robot-tiny", "--to", "openvino", "--scales", "1,3", "--fit", "pad", "--engine", "inductor"]
+    words = ["export", "s2robot-tiny", "--to", "openvino", "--scales", "1,3", "--fit", "pad"]
     assert cli.main(words) == 0
     ((config, kind, path, frame, views),) = asked
     assert (config.scales, config.fit, config.engine) == ((1.0, 3.0), "pad", "torch")
