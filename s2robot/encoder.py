@@ -88,12 +88,9 @@ class EncoderConfig:
         if self.fusion not in FUSIONS:
             raise InvalidInput(f"Unknown fusion {self.fusion!r}. Known: {', '.join(FUSIONS)}")
         if (self.fusion == "project") != (self.width is not None) or (self.width is not None and self.width < 1):
-            raise InvalidInput(
-                f"width={self.width} with fusion={self.fusion!r}: 'project' takes a width, no other does"
-            )
-        seed: Any = self.seed
-        if not isinstance(seed, int) or seed < 0:
-            raise InvalidInput(f"seed is {seed!r}; expected a whole number from 0 on")
+            raise InvalidInput(f"width={self.width} with fusion={self.fusion!r}: 'project' takes a width, others none")
+        if type(self.seed) is not int or self.seed < 0:
+            raise InvalidInput(f"seed is {self.seed!r}; expected a whole number from 0 on")
         if self.fit not in FITS:
             raise InvalidInput(f"Unknown fit {self.fit!r}. Known: {', '.join(FITS)}")
 
