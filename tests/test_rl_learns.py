@@ -7,7 +7,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
+from torch.nn.utils import parameters_to_vector
+from torch.testing import assert_close
 
 pytest.importorskip("stable_baselines3")
 from stable_baselines3.common.torch_layers import CombinedExtractor
@@ -69,6 +72,39 @@ def test_the_actor_learns_once_where_critics_learn_as_often_as_its_delay_says() 
     model.learn(25)
     critic, actor = (steps_of(part.optimizer) for part in (model.critic, model.actor))
     assert critic > 30 and actor == critic // 3
+
+
+def test_what_reads_goes_back_to_its_slow_average_when_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = registry.algorithm("rlpd")
+    words = {"starts": 10, "batch": 8, "demos": 0.0, "critics": 2, "trunk": 8, "widths": (8,)}
+    config = module.CONFIG(**words, settle=6, slow=0.75)
+    reading = {"features_extractor_class": CombinedExtractor}
+    model = module.make(config, DummyVecEnv([Aim, Aim]), reading=reading, gamma=0.9, seed=0, decisions=40)
+    reader, slow, returned = model.critic.features_extractor, model.policy.slow, []
+
+    def weights(of: Any) -> Any:
+        return parameters_to_vector(of.parameters()).detach().clone()
+
+    def settle() -> None:
+        read, average = weights(reader), weights(slow)
+        module.RLPD._settle(model)
+        average = 0.75 * average + 0.25 * read
+        assert_close(weights(slow), average)
+        due = model.num_timesteps % 6 == 0
+        assert_close(weights(reader), average if due else read)
+        returned.append(due and not torch.allclose(read, average, rtol=0, atol=1e-6))
+
+    monkeypatch.setattr(model, "_settle", settle)
+    model.learn(40)
+    assert sum(returned) == 5  # at 12, 18, 24, 30 and 36
+    assert model.actor.features_extractor is reader
+
+
+def test_what_never_settles_has_no_average() -> None:
+    config = registry.algorithm("rlpd").CONFIG(demos=0.0)
+    reading = {"features_extractor_class": CombinedExtractor}
+    model = registry.algorithm("rlpd").make(config, DummyVecEnv([Aim]), reading=reading, gamma=0.9, seed=0, decisions=9)
+    assert not any(name.startswith("slow") for name in model.policy.state_dict())
 
 
 def steps_of(optimizer: Any) -> int:

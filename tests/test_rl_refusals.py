@@ -124,6 +124,8 @@ def test_a_prior_of_another_kind_of_world_is_refused(said: dict[str, Any], words
         (lambda: RLPDConfig(batch=0), "batch is 0"),
         (lambda: RLPDConfig(tau=0.0), "tau is 0"),
         (lambda: RLPDConfig(delay=0), "delay 0"),
+        (lambda: RLPDConfig(settle=-1), "settle is -1"),
+        (lambda: RLPDConfig(slow=1.0), "slow 1.0"),
         (lambda: PPOConfig(activation="gelu"), "activation 'gelu'"),
         (lambda: PPOConfig(rollout=0), "rollout is 0"),
         (lambda: DemosConfig(stride=0), "stride is 0"),
