@@ -34,6 +34,17 @@ REACH = 10.0  # bound of every proprioception field [m, rad, m/s, rad/s]; a fini
 FIDELITIES = {"exact": (0.002, 1), "fast": (0.005, 2)}  # physics step [s], controller every k-th of them
 
 
+def check_manner(fidelity: str, shift: str) -> Shift:
+    """How things look.
+
+    Raises:
+        UnknownName, InvalidInput: there is no such fidelity, or no such shift.
+    """
+    if fidelity not in FIDELITIES:
+        raise UnknownName("fidelity", fidelity, FIDELITIES)
+    return Shift.parse(shift)
+
+
 class RobosuiteEnv(gymnasium.Env[Any, Any]):
     """One robosuite task as a `gymnasium.Env`.
 
@@ -68,9 +79,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         shaped: bool = False,
         extras: Collection[str] = (),
     ) -> None:
-        if fidelity not in FIDELITIES:
-            raise UnknownName("fidelity", fidelity, FIDELITIES)
-        wanted = Shift.parse(shift)
+        wanted = check_manner(fidelity, shift)
         self.task, self.fidelity, self.frame_size = task, fidelity, frame_size
         self.metadata = {**self.metadata, "render_fps": task.control_hz}
         self.cameras = tuple(cameras) if cameras else task.cameras

@@ -59,6 +59,8 @@ def bench_encoders(config: BenchConfig, progress: Progress = lambda done, total,
     total = len(names) * len(config.batches) * (config.warmup + config.runs)
     steps = itertools.count(1)
     for name in names:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # of the encoder before
         arms = {engine: replace(config.encoder, name=name, engine=engine).build() for engine in engines}
         for batch in config.batches:
             rows += _bench(arms, batch, config, lambda note: progress(next(steps), total, note))

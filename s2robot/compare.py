@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from s2robot import bootstrap, files, statistics
 from s2robot.errors import InvalidInput
-from s2robot.rollouts import SEED_USES, read_results, seed_uses
+from s2robot.rollouts import read_results
 from s2robot.runs import seed_folders
+from s2robot.seeds import SEED_USES, seed_uses
 
 LOGS = ("episodes-exact.jsonl", "episodes.jsonl")  # what is read of a run: of `eval` at exact fidelity, and of `demo`
 POINTS = 0.10  # the difference that is asked about: how many episodes would resolve it
@@ -131,8 +132,11 @@ def _of_one_use(seeds: Sequence[int]) -> tuple[str, list[int]]:
 
 def _parse(word: str) -> tuple[str, list[str]]:
     """NAME=RUN,RUN or RUN,RUN to the name and the runs."""
-    name, equals, runs = word.partition("=")
-    found = [run for run in (runs if equals else name).split(",") if run]
+    if Path(word).is_dir():  # whatever its name has in it
+        name, equals, found = word, "", [word]
+    else:
+        name, equals, runs = word.partition("=")
+        found = [run for run in (runs if equals else name).split(",") if run]
     if not found:
         raise InvalidInput(f"{word!r} names no run; expected RUN, RUN,RUN or NAME=RUN,RUN")
     each = [str(folder) for run in found for folder in seed_folders(Path(run)) or [Path(run)]]

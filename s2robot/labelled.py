@@ -54,8 +54,11 @@ def find_labelled(root: Path, share: float, seed: int) -> Labelled:
     """
     if not root.is_dir():
         raise InvalidInput(f"No folder {str(root)!r} for --source. {_expected()}")
-    test = [name for name in TEST if (root / name).is_dir()]
-    if (root / TRAIN).is_dir() != bool(test) or len(test) > 1:
+    divides = (root / TRAIN).is_dir()
+    test = [name for name in TEST if (root / name).is_dir() and (divides or _folders(root / name))]  # or a class's name
+    if len(test) > 1:
+        raise InvalidInput(f"{root} has {len(test)} parts to test on ({', '.join(test)}): move all but one away")
+    if divides != bool(test):
         raise InvalidInput(f"{root} has {', '.join(sorted(each.name for each in _folders(root)))}. {_expected()}")
     parts = _divided(root, test[0]) if test else _drawn(root, share, seed)
     classes = sorted({name for name, _ in parts[0]})

@@ -156,7 +156,8 @@ def _seeds(words: str | None, only: int) -> list[int]:
 
 def do_eval(argv: Sequence[str]) -> int:
     """Roll a run out, or each run of `train --seeds`."""
-    from s2robot.rollouts import EvalConfig, seed_uses
+    from s2robot.rollouts import EvalConfig
+    from s2robot.seeds import seed_uses
 
     parser = command.parser(
         "eval",
@@ -193,7 +194,8 @@ def do_eval(argv: Sequence[str]) -> int:
 def _eval_one(
     run: Path, config: Any, console: Console, options: argparse.Namespace, launcher: Launcher
 ) -> dict[str, Any]:
-    from s2robot.rollouts import STAGES, evaluate, seed_uses
+    from s2robot.rollouts import STAGES, evaluate
+    from s2robot.seeds import seed_uses
 
     log = run / f"episodes-{config.label}.jsonl"
     with progress.bar("evaluate", console) as report:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import bootstrap, footage, machine
+from s2robot import bootstrap, clips, footage, locks, machine
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import InvalidInput
 from s2robot.linear_map import Array, TokenSums, errors, information
@@ -93,12 +93,21 @@ def _frames(config: ReconstructConfig, out: Path, told: Report) -> tuple[NDArray
     """Frames (n, H, H, 3), and how many of the first are for scoring."""
     recipe = PretrainConfig(source=config.source, frames=config.frames, frame_size=config.frame_size,
                             every=config.every, seed=config.seed)  # fmt: skip
-    asked = repr((Path(config.source).absolute(), *(getattr(recipe, name) for name in GATHERED)))
+    asked = repr((Path(config.source).absolute(), *(getattr(recipe, name) for name in GATHERED), _files(config)))
     folder = out / f"frames-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"  # of other frames: another
-    frames = footage.gather(recipe, folder, told).frames[: config.frames]
+    with locks.alone(folder.with_name(f".{folder.name}.lock"), str(folder), wait=True):
+        frames = footage.gather(recipe, folder, told).frames[: config.frames]
     if len(frames) < 20:
         raise InvalidInput(f"{config.source} gave {len(frames)} frames; expected 20 or more")
     return frames, min(max(1, round(config.test * len(frames))), len(frames) - 1)
+
+
+def _files(config: ReconstructConfig) -> list[tuple[str, int, int]]:
+    """What lies at the source now: name, size and time of each file. A file of frames is held by its sum instead."""
+    if not config.source or Path(config.source).suffix == ".npy":
+        return []
+    paths = {path for clip in clips.find_clips(Path(config.source), config.seed) for path in clip.paths}
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
 
 
 def _encoder(text: str, scales: tuple[float, ...], config: ReconstructConfig) -> Encoder:

@@ -74,6 +74,11 @@ def make_vec_env(name: str, n: int, **options: Any) -> VectorEnv:
     return importlib.import_module("s2robot.envs").make_vec_env(name, n, **options)  # type: ignore[no-any-return]
 
 
+def check_manner(fidelity: str, shift: str) -> None:
+    """Raises UnknownName or InvalidInput where there is no such fidelity or shift; see `s2robot.envs.bridge`."""
+    importlib.import_module("s2robot.envs.bridge").check_manner(fidelity, shift)
+
+
 def make_plain(name: str, frame_size: int = 0) -> PlainRobosuite:
     """A task as robosuite alone gives it; see `s2robot.envs.plain`."""
     return importlib.import_module("s2robot.envs.plain").PlainRobosuite(name, frame_size)  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ from s2robot.charts import Dot, Series, dot_chart_svg, line_chart_svg
 from s2robot.files import atomic
 from s2robot.page import Html, tag
 from s2robot.runs import Run, read_run
+from s2robot.seeds import seed_uses
 from s2robot.statistics import wilson
 
 HZ = 20  # robosuite's control rate, of runs that do not say theirs: what steps mean in seconds
@@ -81,9 +82,11 @@ def _header(run: Run) -> Html:
         successes, episodes, low, high = counts
         task = _task(run)
         verdict = (
-            f"The robot {task.deed} in {successes} of {episodes} unseen {task.starts}"
+            f"The robot {task.deed} in {successes} of {episodes} {_use(run)} {task.starts}"
             f" ({page.percent(successes / episodes)}, 95\u00a0% interval {page.percent_range(low, high)})."
         )
+        if shift := _manner(run).get("shift"):
+            verdict += f" It was shown other looks than it learned from: {shift}."
     return tag(
         "header",
         tag("span", "s2robot run report", class_="eyebrow"),
@@ -91,6 +94,19 @@ def _header(run: Run) -> Html:
         tag("p", verdict, class_="verdict"),
         page.tiles(_headline(run)),
     )
+
+
+def _use(run: Run) -> str:
+    """What the starts were for: a result is of those that no choice and no training saw."""
+    ends = [int(seed) for seed in run.summary.get("evaluation_seeds") or ()]
+    uses = seed_uses(range(ends[0], ends[-1] + 1)) if ends else ["evaluation"]
+    return "unseen" if uses == ["evaluation"] else " and ".join(uses)
+
+
+def _manner(run: Run) -> dict[str, Any]:
+    """How it was judged, where not as the policy was trained."""
+    asked = run.summary.get("evaluation") or {}
+    return {key: asked[key] for key in ("shift", "precision", "execute", "ensemble") if asked.get(key)}
 
 
 def _headline(run: Run) -> list[tuple[str, str, str]]:
@@ -350,6 +366,7 @@ def _provenance(run: Run) -> Html:
         ("Policy", page.listed({**policy, "parameters": page.many(policy.get("parameters"))})),
         ("Demonstrations", page.count(summary.get("demos"))),
         ("Physics", page.listed(summary.get("fidelity", {}))),
+        ("Judged with", page.listed(_manner(run)) or None),
         ("Training seed", f"{summary['seed']:.0f}" if "seed" in summary else None),
         ("Evaluation seeds", " to ".join(seeds)),
         ("Code", summary.get("git") and f"git {summary['git']}"),

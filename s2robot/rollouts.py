@@ -22,6 +22,7 @@ from s2robot import engines, files, locks, registry, seals
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 from s2robot.launchers import LOCAL, Launcher
 from s2robot.parcels import Parcel
+from s2robot.seeds import EVALUATION_SEED
 from s2robot.types import FRAMES, Policy
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 STAGES = ("render", "encode", "act", "step")
-EVALUATION_SEED = 100_000
 POLICY_FILES = ("policy.json", "policy.safetensors")
-SEED_USES = {0: "evaluation", 500_000: "validation", 1_000_000: "demonstrations"}
-"""First seed -> what seeds from there on are for: results are reported on those that no choice and no training saw."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +64,19 @@ class EvalConfig:
             if getattr(self, name) not in known:
                 raise UnknownName(name, str(getattr(self, name)), filter(None, known))
 
+    def check_episodes(self) -> None:
+        """Raises InvalidInput where there are none to run."""
+        if self.episodes < 1:
+            raise InvalidInput(f"--episodes is {self.episodes}; ask for at least 1")
+        if self.seed < 0:
+            raise InvalidInput(f"--seed is {self.seed}; expected a whole number from 0 on")
+
     @property
     def label(self) -> str:
         """What names a log: all that changes results but the seeds; engines agree to rounding."""
         looks = re.sub("[:,/]", "-", self.shift)
         acting = "ensemble" if self.ensemble else f"execute{self.execute}" if self.execute else ""
         return "-".join(filter(None, (self.fidelity, self.precision, looks, acting)))
-
-
-def seed_uses(seeds: range) -> list[str]:
-    """What these seeds are for, by `SEED_USES`."""
-    starts = list(SEED_USES)
-    return [
-        SEED_USES[start]
-        for start, end in zip(starts, [*starts[1:], seeds.stop], strict=True)
-        if seeds.start < end and start < seeds.stop
-    ]
 
 
 def rollout(
@@ -140,10 +135,7 @@ def evaluate(
         InvalidInput: no episodes are asked for, or the log holds episodes of other weights.
         Occupied: another process is writing this log.
     """
-    if config.episodes < 1:
-        raise InvalidInput(f"--episodes is {config.episodes}; ask for at least 1")
-    if config.seed < 0:
-        raise InvalidInput(f"--seed is {config.seed}; expected a whole number from 0 on")
+    config.check_episodes()
     if config.ensemble and config.execute > 1:
         raise InvalidInput("--ensemble looks at every step: leave --execute out")
     with locks.alone(log.with_name(f".{log.name}.lock"), str(log)):

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from s2robot import files
 from s2robot.launchers import LOCAL, Launcher
-from s2robot.rollouts import SEED_USES, EvalConfig, evaluate
+from s2robot.rollouts import EvalConfig, evaluate
+from s2robot.seeds import SEED_USES
 
 VALIDATION_SEED = next(seed for seed, use in SEED_USES.items() if use == "validation")
 

@@ -4,7 +4,7 @@
           demos.hdf5, features/   the demonstrations, and a store an encoder (or beside the file of `--data`)
           demos-128px.hdf5        the same drawn again, for arms whose cameras have another size
           <arm>-<level>/seed-0/   a run, as `train` and `eval` leave it: `compare` and `report` read it
-          results.json            all that is finished so far
+          results.json            what is finished of what the last command named
           videos.json, videos/    one start as every arm plays it, once all is finished
           report.html             the same, to look at
 
@@ -34,6 +34,7 @@ from s2robot.launchers import HERE, LOCAL, Launcher
 from s2robot.rerender import RenderConfig, render
 from s2robot.rollouts import EvalConfig, evaluate
 from s2robot.runs import SEED_FOLDER
+from s2robot.settings import SETTINGS
 from s2robot.study_page import write_page
 from s2robot.study_results import tabulate
 from s2robot.study_videos import film
@@ -124,9 +125,17 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
             raise UnknownName("arm", name, written)
     tree["arms"] = {name: written[name] or {} for name in chosen.get("arms") or written}
     tree |= {name: tuple(value) for name in LISTS if (value := chosen.get(name) or tree.get(name))}
-    study = StudyConfig(**{**tree, "given": configuration.planted(overrides, DemoConfig)})
+    tree |= {"shifts": tuple("" if each == "none" else each for each in tree.get("shifts", ("",)))}
+    given = merged(tree.get("given") or {}, configuration.planted(overrides, _schema(tree)))
+    study = StudyConfig(**{**tree, "given": given})
     _refuse_own(study)
     return study
+
+
+def _schema(tree: dict[str, Any]) -> type[DemoConfig]:
+    """What keys all arms have: of one kind of policy its own, else those that all kinds share."""
+    kinds = {merged(tree["run"], arm or {}).get("kind", "bc-mlp") for arm in tree["arms"].values()}
+    return run_schema(kinds.pop()) if len(kinds) == 1 else DemoConfig
 
 
 def _refuse_own(study: StudyConfig) -> None:
@@ -135,27 +144,37 @@ def _refuse_own(study: StudyConfig) -> None:
     Raises:
         InvalidInput: one is there.
     """
+    if study.vary in OWN:
+        raise InvalidInput(f"vary is {study.vary}, which is the study's own to set: {OWN[study.vary]}")
+    own = OWN | ({study.vary: "levels: [15, 30] in the study, or --levels 15,30"} if study.vary else {})
     for where, tree in {"run": study.run, "options": study.given, **study.arms}.items():
         flat = configuration.flat(tree)
-        for key, instead in OWN.items():
+        for key, instead in own.items():
             if key in flat:
                 raise InvalidInput(f"{key} in {where} is the study's own to set: {instead}")
 
 
-def _check(tree: dict[str, Any], source: str) -> None:
-    """A study is often written by hand: what YAML makes of it is said here, not met somewhere else."""
-    arms = tree.get("arms") or {}
-    mappings = {"run": tree.get("run"), "arms": arms}
-    mappings |= {f"arms.{name}": arm for name, arm in arms.items()} if isinstance(arms, dict) else {}
-    for name, value in mappings.items():
-        if not isinstance(value or {}, dict):
-            raise InvalidInput(f"{name} in {source} is {value!r}; expected keys and their values")
+def _check_lists(tree: dict[str, Any], source: str) -> None:
     for name in LISTS:
         value = tree.get(name) or []
         if not isinstance(value, list) or len(set(map(str, value))) < len(value):
             raise InvalidInput(f"{name} in {source} is {value!r}; expected a list, each of it once, as [0, 1, 2]")
     if strange := [each for each in tree.get("levels") or () if type(each) not in (int, float)]:
         raise InvalidInput(f"levels in {source} has {strange[0]!r}; expected numbers. What has names is an arm")
+
+
+def _check(tree: dict[str, Any], source: str) -> None:
+    """A study is often written by hand: what YAML makes of it is said here, not met somewhere else."""
+    _check_lists(tree, source)
+    arms = tree.get("arms") or {}
+    mappings = {"run": tree.get("run"), "arms": arms}
+    mappings |= {f"arms.{name}": arm for name, arm in arms.items()} if isinstance(arms, dict) else {}
+    for name in ("title", "question"):
+        if not isinstance(tree.get(name, ""), str):
+            raise InvalidInput(f"{name} in {source} is {tree[name]!r}, which is no text to YAML: put it in quotes")
+    for name, value in mappings.items():
+        if not isinstance(value or {}, dict):
+            raise InvalidInput(f"{name} in {source} is {value!r}; expected keys and their values")
     for name in arms:
         if not isinstance(name, str):
             raise InvalidInput(f"{source} has an arm {name!r}, which is no text to YAML: put its name in quotes")
@@ -193,7 +212,10 @@ def run_study(
     if strange := [cell.arm for cell in every if _drawn_alike(cell) != _drawn_alike(every[0])]:
         raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
     if strange := [cell.arm for cell in every if _judged_on(cell) != _judged_on(every[0])]:
-        raise InvalidInput(f"Arm {strange[0]} is judged on other episodes: in a study all are judged on the same")
+        raise InvalidInput(f"Arm {strange[0]} is judged on other episodes or physics: all are judged on the same")
+    for judging, shift in {(cell.config.eval, shift): None for cell in every for shift in study.shifts}:
+        judging.check_episodes()
+        registry.check_manner(judging.fidelity, shift)
     for encoder in dict.fromkeys(cell.config.encoder for cell in every):
         encoder.build("cpu")  # a file of weights that is missing is said now, not after the arms before it
     with locks.alone(out / ".lock", str(out)):
@@ -206,6 +228,8 @@ def _run_study(
     _keep(study, out)
     dataset = _demonstrations(every[0].config, out, console, data, launcher)
     _same_demonstrations(dataset, out)
+    if (most := max(cell.config.train.demos for cell in every)) > len(dataset):
+        raise InvalidInput(f"{dataset.address} has {len(dataset)} demonstrations; this study learns from up to {most}")
     seen = _as_seen(every, dataset, out, console)
     done = _one_by_one if launcher is LOCAL else partial(_elsewhere, launcher)
     for number, name in enumerate(done(every, seen, study.shifts, out, console), start=1):
@@ -244,7 +268,9 @@ def run_cell(seen: Seen, shifts: Sequence[str], cell: Cell, folder: Path, consol
     config, launcher, console = cell.config, LOCAL if console else HERE, console or Console(quiet=True)
     dataset = seen[config.collect.frame_size]
     configuration.keep(dataclasses.replace(config, out=".", eval=EvalConfig()), folder)  # more episodes may follow
-    if not (folder / "policy" / "done").exists():
+    if (folder / "policy" / "done").exists():  # its store may be gone by now, and is not made again for this
+        _hold(folder / "policy", dataset, config)
+    else:
         source = source_of(dataset, config, remote.beside(dataset.address, "features"), console)
         with progress.bar("train", console) as report:
             train(dataset, source, config.encoder, config.policy, config.train, folder / "policy", progress=report)
@@ -252,6 +278,16 @@ def run_cell(seen: Seen, shifts: Sequence[str], cell: Cell, folder: Path, consol
         judging = dataclasses.replace(config.eval, shift=shift)
         with progress.bar("evaluate", console) as report:
             evaluate(folder / "policy", judging, folder / f"episodes-{judging.label}.jsonl", report, launcher)
+
+
+def _hold(policy: Path, dataset: DemoDataset, config: DemoConfig) -> None:
+    """Raises InvalidInput where a finished policy is of other demonstrations, or of another encoder of that name."""
+    now: dict[str, str] = {"dataset": dataset.fingerprint[:16]}
+    if not registry.reads_frames(config.kind):
+        now["encoder"] = config.encoder.build("cpu").fingerprint[:16]
+    known = files.read_json(policy / SETTINGS)
+    if changed := configuration.differences({name: known.get(name) for name in now}, now):
+        raise InvalidInput(f"{policy} learned from something else ({'; '.join(changed)}). Choose another --out")
 
 
 def merged(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -288,8 +324,8 @@ def _drawn_alike(cell: Cell) -> CollectConfig:
     return dataclasses.replace(cell.config.collect, frame_size=CollectConfig.frame_size)
 
 
-def _judged_on(cell: Cell) -> tuple[int, int]:
-    return cell.config.eval.seed, cell.config.eval.episodes
+def _judged_on(cell: Cell) -> tuple[int, int, str]:
+    return cell.config.eval.seed, cell.config.eval.episodes, cell.config.eval.fidelity
 
 
 def _as_seen(every: Sequence[Cell], dataset: DemoDataset, out: Path, console: Console) -> Seen:

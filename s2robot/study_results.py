@@ -25,7 +25,7 @@ Outcomes = dict[int, dict[int, EpisodeResult]]
 
 
 def tabulate(study: StudyConfig, cells: Sequence[Cell], dataset: DemoDataset, out: Path) -> dict[str, Any]:
-    """All that is finished in the folder `out`, as JSON may hold it.
+    """All that is finished of these cells in the folder `out`, as JSON may hold it.
 
     rows: one an arm, level and shift: `compare.Rate`, and less the first arm (`compare.Versus`) over the training and
         episode seeds that both have.

@@ -38,7 +38,8 @@ def film(cells: Sequence[Cell], shift: str, out: Path, progress: Progress = lamb
     shown: dict[str, Any] = {"seed": seed, "level": first[0].level, "training_seed": first[0].seed, "weights": digests}
     shown |= {"shift": shift, "judged": {arm: log.stem for arm, log in logs.items()}}
     shown["success"] = {arm: found[seed] for arm, found in outcomes.items()}
-    if (out / FILE).exists() and files.read_json(out / FILE) == files.plain(shown):
+    there = all((out / "videos" / f"{cell.arm}.mp4").exists() for cell in first)
+    if there and (out / FILE).exists() and files.read_json(out / FILE) == files.plain(shown):
         return
     (out / FILE).unlink(missing_ok=True)  # it would tell of other videos than those there, if a kill came now
     for done, cell in enumerate(first, start=1):

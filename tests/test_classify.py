@@ -168,7 +168,7 @@ def _empty_test(root: Path) -> None:
         (_one_class, "1 of"),
         (_no_test, "a folder of images for each class"),
         (_strange, "classes that train has not: green"),
-        (_two_tests, "has test, train, val"),
+        (_two_tests, r"2 parts to test on \(test, val\)"),
         (_single, "grey has one image"),
         (_empty_test, "2 of 4 and 0 images"),
     ],
@@ -182,6 +182,12 @@ def test_folders_that_cannot_be_examined_are_refused(make: Any, says: str, tmp_p
 
 
 # -- what is damaged or changed --------------------------------------------------------------------------------------
+
+
+def test_a_class_may_be_called_valid(tmp_path: Path) -> None:
+    fill(tmp_path / "valid", "red", 3)
+    fill(tmp_path / "invalid", "grey", 3)
+    assert find_labelled(tmp_path, 0.3, 0).classes == ("invalid", "valid")
 
 
 def test_what_cannot_be_read_is_left_out_and_named(photos: Path, tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ def test_logs_of_other_physics_are_not_mixed(tmp_path: Path) -> None:
     assert (arm["successes"], arm["episodes"]) == (10, 10)
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, [True] * 5) for name in ("lr=1e-3", "a,b")]
+    assert [arm["name"] for arm in compare(runs)["arms"]] == runs
+
+
 def test_runs_of_different_tasks_are_refused(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, [True] * 5) for name in ("a", "b")]
     for run, task in zip(runs, ("Lift", "Stack"), strict=True):

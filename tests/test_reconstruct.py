@@ -94,6 +94,18 @@ def test_frames_of_another_source_are_not_taken_for_this_ones(tmp_path: Path) ->
     assert found == [10, 200]
 
 
+def test_frames_that_came_later_are_looked_at(tmp_path: Path) -> None:
+    config = ReconstructConfig(large="s2robot-tiny", source=str(tmp_path / "in"), frames=60, frame_size=256)
+    (tmp_path / "in").mkdir()
+    counts = []
+    for part in range(2):
+        for k in range(25):
+            Image.new("RGB", (32, 32), (k,) * 3).save(tmp_path / "in" / f"{part}-{k}.png")
+        frames, _ = _frames(config, tmp_path / "out", lambda done, total, note: None)
+        counts.append(len(frames))
+    assert counts == [25, 50]
+
+
 def test_the_verb_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["probe", "reconstruct", "--small", "s2robot-tiny"]) == 2
     assert "--large" in capsys.readouterr().err

@@ -221,6 +221,14 @@ def test_rollouts_of_other_evaluations_in_the_log_are_not_this_pages(run_folder:
     assert len(page.tips) == 5 and "None failed." in page.words and "100007" not in page.words
 
 
+def test_the_verdict_says_of_which_starts_and_looks_it_is(run_folder: Path) -> None:
+    assert "48 of 50 unseen placements" in report(run_folder).words
+    seen = report(run_folder, evaluation_seeds=[500000, 500049]).words
+    assert "48 of 50 validation placements" in seen and "unseen" not in seen
+    shifted = report(run_folder, evaluation={"shift": "all/test", "execute": 2, "precision": None}).words
+    assert "other looks than it learned from: all/test" in shifted and "shift all/test; execute 2" in shifted
+
+
 def test_steps_are_seconds_at_the_runs_own_rate(run_folder: Path) -> None:
     assert "57 steps (2.9 s at 20 Hz)" in report(run_folder).words
     assert "57 steps (5.7 s at 10 Hz)" in report(run_folder, control_hz=10).words

@@ -18,7 +18,6 @@ from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.rollouts import (
-    EVALUATION_SEED,
     EvalConfig,
     evaluate,
     make_env_for,
@@ -26,8 +25,8 @@ from s2robot.rollouts import (
     record_episode,
     rollout,
     run_episode,
-    seed_uses,
 )
+from s2robot.seeds import EVALUATION_SEED, seed_uses
 from s2robot.selection import VALIDATION_SEED, ValidationConfig, select
 from s2robot.store import encode_dataset
 from s2robot.trained import load_policy

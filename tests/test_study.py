@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
-from s2robot import cli, compare, files, study_videos
+from s2robot import cli, compare, files, study_page, study_videos
 from s2robot import config as configuration
-from s2robot.datasets import DemoDataset
+from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
 from s2robot.rollouts import read_results
-from s2robot.study import StudyConfig, cells, merged, read_study, run_study
+from s2robot.study import StudyConfig, _hold, cells, merged, read_study, run_study
 from s2robot.study_page import write_page
 from s2robot.study_videos import film, telling_seed
 
@@ -124,17 +127,72 @@ def test_settings_of_an_arm_reach_its_runs_and_no_other(tmp_path: Path) -> None:
         ({"run": {"eval": {"shift": "all/test"}}}, InvalidInput, "eval.shift in run"),
         ({"arms": {"a": {"train": {"seed": 3}}}}, InvalidInput, "train.seed in a"),
         ({"vary": "train", "levels": [1], "run": {"train": {"steps": 4}}}, UnknownName, "'train'"),
+        (
+            {"arms": {"a": {}, "b": {"eval": {"fidelity": "exact"}}}},
+            InvalidInput,
+            "or physics: all are judged on the same",
+        ),
+        ({"shifts": ["none", "al/test"]}, UnknownName, "'al'"),
+        ({"run": {"eval": {"fidelity": "fsat"}}}, UnknownName, "fsat"),
+        ({"run": {"eval": {"episodes": 0}}}, InvalidInput, "--episodes is 0"),
+        ({"vary": "train.seed", "levels": [1, 2]}, InvalidInput, "vary is train.seed, which is the study's own"),
+        (
+            {"vary": "train.demos", "levels": [1], "arms": {"a": {"train": {"demos": 2}}}},
+            InvalidInput,
+            "--levels 15,30",
+        ),
+        ({"title": 2026}, InvalidInput, "title in .* is 2026, which is no text"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_done(
     other: dict[str, Any], error: type[Exception], words: str, tmp_path: Path
 ) -> None:
     source = written(tmp_path / "a.yaml", **other)
-    from rich.console import Console
-
     with pytest.raises(error, match=words):
         run_study(read_study(source), tmp_path / "out", Console(quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_study_was_told_beside_its_file_is_in_the_one_it_leaves(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path / "a.yaml"), ["--train.steps", "7", "--eval.episodes", "9"])
+    (tmp_path / "study.yaml").write_text(configuration.as_yaml(dataclasses.asdict(study)))
+    (cell, *_) = cells(read_study(str(tmp_path / "study.yaml"), ["--eval.episodes", "8"]))
+    assert (cell.config.train.steps, cell.config.eval.episodes) == (7, 8)
+
+
+def test_keys_of_a_kind_of_policy_are_options_where_all_arms_are_of_it(tmp_path: Path) -> None:
+    arms = {"a": {"kind": "flow"}, "b": {"kind": "flow", "encoder": {"scales": [1]}}}
+    every = cells(read_study(written(tmp_path / "a.yaml", arms=arms), ["--policy.times", "3"]))
+    assert {config.policy.times for config in (cell.config for cell in every)} == {3}  # type: ignore[attr-defined]
+    with pytest.raises(UnknownName, match=r"policy\.times"):
+        read_study(written(tmp_path / "b.yaml"), ["--policy.times", "3"])
+
+
+def test_a_finished_run_of_other_demonstrations_or_weights_is_not_taken_for_this_studys(tmp_path: Path) -> None:
+    (cell, *_) = cells(read_study(written(tmp_path / "a.yaml")))
+    dataset: Any = SimpleNamespace(fingerprint="d" * 64)
+    known = {"dataset": "d" * 16, "encoder": cell.config.encoder.build("cpu").fingerprint[:16]}
+    files.write_json(tmp_path / "settings.json", known)
+    _hold(tmp_path, dataset, cell.config)
+    for name in known:
+        files.write_json(tmp_path / "settings.json", {**known, name: "0" * 16})
+        with pytest.raises(InvalidInput, match=f"{name}: 0+ -> .*Choose another --out"):
+            _hold(tmp_path, dataset, cell.config)
+
+
+def test_more_demonstrations_than_there_are_are_refused_before_the_first_run(tmp_path: Path) -> None:
+    actions, frames = np.zeros((5, 3), np.float32), np.zeros((5, 2, 64, 64, 3), np.uint8)
+    episode = Episode(0, True, frames, np.zeros((5, 2), np.float32), actions, actions, np.zeros(5, np.float32), None)
+    write_dataset(tmp_path / "demos.hdf5", [episode], {"task": "Reach"}, ["a", "b"])
+    study = read_study(written(tmp_path / "a.yaml", vary="train.demos", levels=[1, 99]))
+    with pytest.raises(InvalidInput, match="learns from up to 99"):
+        run_study(study, tmp_path / "out", Console(quiet=True), tmp_path / "demos.hdf5")
+    assert not list((tmp_path / "out").glob("s2*"))
+
+
+def test_a_page_without_the_videos_it_had_is_a_page(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "videos.json", {"success": {"a": True, "b": False}})
+    assert study_page._videos(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["16", "on"])
@@ -188,6 +246,8 @@ def test_a_kill_while_filming_leaves_no_word_of_other_videos(tmp_path: Path, mon
         if filmed == ["killed"]:
             raise KeyboardInterrupt
         filmed.append(cell.arm)
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        (tmp_path / "videos" / f"{cell.arm}.mp4").touch()
 
     monkeypatch.setattr(study_videos, "_record", record)
     for _ in range(2):
