@@ -20,6 +20,7 @@ from torch import Tensor
 from s2robot.catalogue import OWN
 from s2robot.encoder import Encoder, EncoderConfig, run_tiles
 from s2robot.frames import Rows, small_size
+from s2robot.interface import encoder_said
 from s2robot.policies.neck import Shapes, chosen_tokens
 from s2robot.policies.pixels import PixelConfig, PixelNetwork
 
@@ -80,7 +81,7 @@ class FinetuneNetwork(PixelNetwork):
         return chosen_tokens(features.map, features.cls, self.config.tokens)
 
     def needs(self, source: Any, encoder: EncoderConfig) -> dict[str, Any]:
-        return {"encoder": dataclasses.asdict(encoder), "encoder_fingerprint": None}  # its weights are the policy's own
+        return {"encoder": encoder_said(encoder), "encoder_fingerprint": None}  # its weights are the policy's own
 
 
 def _build(encoder: EncoderConfig) -> Encoder:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from s2robot.errors import InvalidInput, UnknownName
+from s2robot.interface import encoder_said
 from s2robot.policies.readout import READOUTS, Readout
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Neck(nn.Module, ABC):
 
     def needs(self, source: Any, encoder: EncoderConfig) -> dict[str, Any]:
         """What `policy.json` says of the encoder: without it the policy cannot act."""
-        return {"encoder": asdict(encoder), "encoder_fingerprint": source.encoder_fingerprint}
+        return {"encoder": encoder_said(encoder), "encoder_fingerprint": source.encoder_fingerprint}
 
     def look(self, compressed: Tensor, proprioception: Tensor, goal: Tensor) -> Tensor:
         """compressed (B, V, C, h, w), proprioception (B, Q), goal (B, G) -> what the views show, state and goal."""

@@ -32,7 +32,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import remote, seals
+from s2robot import locks, remote, seals
 from s2robot.episodes import FIELDS, Episode, number_problem, split_episodes
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.files import atomic, reserve, sweep
@@ -87,13 +87,26 @@ def merge(
 def write_dataset(
     path: str | Path, episodes: Iterable[Episode], env_args: Mapping[str, Any], camera_names: Sequence[str]
 ) -> DemoDataset:
-    """Write episodes that are at hand, in the order given; their seeds must differ."""
-    parts = EpisodeParts(f"{path}.parts")
-    seeds = []
-    for episode in episodes:
-        parts.write(episode)
-        seeds.append(episode.seed)
-    return merge(parts, path, env_args, camera_names, seeds)
+    """Write episodes that are at hand, in the order given; their seeds must differ.
+
+    Raises:
+        InvalidInput: a collection into this file was begun, and would be lost.
+        Occupied: another process writes it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locks.alone(path.with_name(f".{path.name}.lock"), str(path)):
+        parts = EpisodeParts(f"{path}.parts")
+        if parts.is_held:
+            raise InvalidInput(
+                f"{parts.folder} holds episodes of an unfinished collection into {path}. Finish it, choose another"
+                f" file, or give it up: rm -r {parts.folder}"
+            )
+        seeds = []
+        for episode in episodes:
+            parts.write(episode)
+            seeds.append(episode.seed)
+        return merge(parts, path, env_args, camera_names, seeds)
 
 
 class DemoDataset:
@@ -128,6 +141,8 @@ class DemoDataset:
             self.first = next(k for k in range(len(self)) if k not in self.lost)  # the first that is whole
             self._attributes = self._find_attributes()
             self.lengths = tuple(int(found["num_samples"]) for found in self._attributes)
+            if not self._digest:  # edited, and its mark dropped: what was said of its episodes holds no more
+                self._attributes = [{**found, "s2robot_digest": b""} for found in self._attributes]
             self._digests = [text(found.get("s2robot_digest", "")) for found in self._attributes]
             self.cameras = tuple(json.loads(data.attrs.get("s2robot_cameras", "null")) or self._find_cameras())
             self._check_header()
@@ -230,7 +245,7 @@ class DemoDataset:
     def packed(self, k: int) -> bytes:
         """All frames of episode `k` for `s2robot.packed.PackedFrames`, which need not be where this file is."""
         with self._reading_episode(k):
-            return pack(self._frame_datasets(k))
+            return pack(self._frame_datasets(k), checked=bool(self._digest))
 
     def field(self, k: int, name: str) -> NDArray[Any]:
         """Any field of episode `k` but its frames, whole and checked; what robomimic lacks is made up for."""

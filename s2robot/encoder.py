@@ -30,7 +30,7 @@ from s2robot import engines, threads
 from s2robot.backbones import Frozen, FrozenViT, ImageContract, load_backbone
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.memory import TileMemory
-from s2robot.multiscale import average_tiles, merge_tiles, pool_to_grid
+from s2robot.multiscale import average_tiles, merge_tiles, pool_to_grid, random_projection
 from s2robot.preprocess import check_frames, cut_tiles
 from s2robot.scales import FITS, Plan, Size, ascending, make_plan, sizes_of
 from s2robot.stream import Stream
@@ -157,7 +157,7 @@ def load_encoder(  # noqa: PLR0913 - the front door: every field of EncoderConfi
     if random_weights:
         _log.warning("%s has random weights (random_weights=True): a baseline, not a trained encoder", name)
     config = EncoderConfig(
-        name, tuple(scales), tuple(sizes), tile, str(grid), fusion, width, fit,
+        name, scales, sizes, tile, str(grid), fusion, width, fit,
         None if checkpoint is None else str(checkpoint), random_weights, seed,
         "inductor" if compile else engine, precision,
     )  # fmt: skip
@@ -195,10 +195,8 @@ class Encoder(Frozen):
         square = self.plan((size, size))  # sizes that do not divide are said now, not with the first frame
         self.grid_size = square.scales[self.target].grid(self.contract.patch)  # of square frames
         self.channels = config.width or self.contract.width * config.groups
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(self.contract, name)).view(3, 1, 1), persistent=False)
-        stacked = self.contract.width * len(self.sizes)
-        self.register_buffer("projection", _projection(stacked, config.width or 0, config.seed), persistent=False)
+        for name, value in self._constants().items():
+            self.register_buffer(name, value, persistent=False)
         self.register_load_state_dict_post_hook(_weights_changed)  # type: ignore[no-untyped-call]
         self._forget()
         self.freeze()
@@ -267,7 +265,7 @@ class Encoder(Frozen):
         return Stream(self, camera, tolerance)
 
     def memory(self) -> TileMemory:
-        """This encoder for recordings: no tile is encoded twice. See `s2robot.memory`."""
+        """This encoder for recordings: on a CPU no tile is encoded twice. See `s2robot.memory`."""
         return TileMemory(self)
 
     @property
@@ -332,8 +330,15 @@ class Encoder(Frozen):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Encoder:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in self._constants().items():  # anew: .half().float() would leave them rounded
+            setattr(self, name, value.to(self.device, self.dtype))
         self._forget()
         return self
+
+    def _constants(self) -> dict[str, Tensor]:
+        found = {name: torch.tensor(getattr(self.contract, name)).view(3, 1, 1) for name in ("mean", "std")}
+        stacked = self.contract.width * len(self.sizes)
+        return {**found, "projection": random_projection(stacked, self.config.width or 0, self.config.seed)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_runners": {}, "_engine": None}  # sessions of an engine stay in their process
@@ -355,14 +360,6 @@ def run_tiles(
 @functools.lru_cache(maxsize=64)
 def _plan(frame: Size, sizes: tuple[int, ...], largest_tile: int, patch: int, fit: str) -> Plan:
     return make_plan(frame, sizes, largest_tile, patch, fit)
-
-
-def _projection(stacked: int, width: int, seed: int) -> Tensor:
-    """A Gaussian matrix that keeps lengths on average (Johnson and Lindenstrauss)."""
-    if not width:
-        return torch.zeros(0, 0)
-    drawn: Tensor = torch.randn(stacked, width, generator=torch.Generator().manual_seed(seed))
-    return torch.mul(drawn, width**-0.5)
 
 
 def _out_of_memory(frames: Tensor, plan: Plan, encoder: Encoder) -> str:

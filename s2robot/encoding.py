@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from s2robot import workers
 from s2robot.augment import Augmentation, augment
 from s2robot.datasets import DemoDataset
-from s2robot.errors import S2RobotError
+from s2robot.errors import CorruptFile, S2RobotError
 from s2robot.files import explain_full_disk
 from s2robot.launchers import HERE, LOCAL, Launcher
 from s2robot.packed import PackedFrames
@@ -111,6 +111,9 @@ def encode_episodes(
 
     def piece(k: int) -> Piece:
         steps = task.index["step"][first_rows[k] : first_rows[k + 1]]
+        if not steps:
+            path, what, remedy = dataset.about(k)
+            raise CorruptFile(path, f"{what} has no steps", remedy)
         return Piece(k, steps, dataset.packed(k), task.augmentation, task.version, dataset.about(k))
 
     launcher, count = _who(task, episodes, workers)

@@ -6,9 +6,11 @@ helped out by the task's spec sheet.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from s2robot import registry
@@ -44,6 +46,14 @@ def names_of(description: Mapping[str, Any]) -> Names:
     fitting = {kind: tuple(found.get(kind, ())) for kind in KINDS}
     fitting = {kind: names if len(names) == shapes.get(kind) else () for kind, names in fitting.items()}
     return Names(**fitting, control_hz=float(hz) if hz else None)
+
+
+def encoder_said(encoder: Any) -> dict[str, Any]:
+    """What `policy.json` says of an `EncoderConfig`: weights of one's own by their whole path, wherever it is read."""
+    said = dataclasses.asdict(encoder)
+    if encoder.checkpoint is not None:
+        said["checkpoint"] = str(Path(encoder.checkpoint).expanduser().absolute())
+    return said
 
 
 def described(env_args: Mapping[str, Any]) -> dict[str, Any]:

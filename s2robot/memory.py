@@ -56,6 +56,8 @@ class TileMemory:
         with encoder.computing():
             if encoder.device.type != "cpu":  # looking there would cost more than encoding
                 answers = encoder.run(encoder.cut(batch, plan))
+                count = plan.tiles * batch.shape[0] * batch.shape[1]
+                self.tiles, self.encoded = self.tiles + count, self.encoded + count
             else:
                 answers = self._answer(batch, plan)
             return encoder.assemble(answers, plan, batch.shape[0], batch.shape[1])
@@ -92,7 +94,7 @@ class TileMemory:
 
 def _names(batch: Tensor, plan: Plan, encoder: Encoder) -> list[list[Name]]:
     """What the tiles of every scale are looked up by, in the order they are cut in: all frames' first tiles first."""
-    frames = batch.flatten(0, 1).numpy()
+    frames = batch.flatten(0, 1).cpu().numpy()
     boxes = tile_sources((batch.shape[2], batch.shape[3]), plan, encoder.contract)
     return [
         [(k, t, _digest(frame[box])) for t, box in enumerate(part) for frame in frames] for k, part in enumerate(boxes)

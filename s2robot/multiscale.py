@@ -216,3 +216,11 @@ def _wrong_prefix(total: int, prefix_tokens: int) -> str:
         f"{total - prefix_tokens} are left, which is not a square grid. num_prefix_token is probably wrong: "
         f"{total - side * side} would leave {side}x{side} patch tokens"
     )
+
+
+def random_projection(stacked: int, width: int, seed: int) -> Tensor:
+    """A Gaussian matrix (stacked, width) that keeps lengths on average (Johnson and Lindenstrauss); width 0: none."""
+    if not width:
+        return torch.zeros(0, 0)
+    drawn: Tensor = torch.randn(stacked, width, generator=torch.Generator().manual_seed(seed))
+    return torch.mul(drawn, width**-0.5)

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from s2robot.parts import ROW_CHECKSUMS, SPAN, in_memory, row_checksums
 
 
-def pack(stored: Sequence[h5py.Dataset]) -> bytes:
-    """Images of each camera, (L, H, W, 3), as one HDF5 file; their checksums come along."""
+def pack(stored: Sequence[h5py.Dataset], *, checked: bool = True) -> bytes:
+    """Images of each camera, (L, H, W, 3), as one HDF5 file; their checksums come along, if they are to be checked."""
 
     def fill(file: h5py.File) -> None:
         for view, images in enumerate(stored):
             images.file.copy(images, file, name=str(view))
+            if not checked and ROW_CHECKSUMS in images.attrs:
+                del file[str(view)].attrs[ROW_CHECKSUMS]
 
     return in_memory(fill)
 

@@ -64,6 +64,11 @@ class EpisodeParts:
                 f" Finish it with those, or start afresh: rm -r {self.folder}"
             )
 
+    @property
+    def is_held(self) -> bool:
+        """Are they of a collection, which said how it is made?"""
+        return (self.folder / "settings.json").exists()
+
     def path(self, seed: int) -> Path:
         """Where the episode of `seed` is or will be."""
         return self.folder / f"seed-{seed}.hdf5"

@@ -31,7 +31,7 @@ from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder
 from s2robot.errors import InvalidInput, require
 from s2robot.frames import Frames
-from s2robot.interface import described
+from s2robot.interface import described, encoder_said
 from s2robot.rl_config import RLConfig
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.trained import SUM as WEIGHTS_SUM
@@ -140,7 +140,7 @@ class Setup:
         about = {"task": task.name, "robot": task.robot, "control_hz": task.control_hz, **names}
         description = {
             "kind": kind, **registry.acting().describe(network),
-            "encoder": None if eyes is None else dataclasses.asdict(eyes.encoder.config),
+            "encoder": None if eyes is None else encoder_said(eyes.encoder.config),
             "encoder_fingerprint": None if eyes is None else eyes.encoder.fingerprint,
             "task": task.name, "robot": task.robot, "cameras": list(self.cameras), "frame_size": frame,
             "frame": [frame, frame], "privileged": config.sight.see == "privileged", **described(about),

@@ -66,10 +66,12 @@ class Plan:
 
 def ascending(name: str, values: Iterable[float], kind: type[float]) -> tuple[float, ...]:
     """Hold a setting of several sizes against its contract: positive numbers of a kind, each once, coarse first."""
+    if isinstance(values, (int, float)):
+        raise InvalidInput(f"{name} is {values}; expected several, or one in a list: [{values}]")
     given = tuple(values)
     try:
         numbers = tuple(kind(value) for value in given)
-    except (ValueError, OverflowError):  # a word, or infinitely many pixels
+    except (TypeError, ValueError, OverflowError):  # a word, nothing, or infinitely many pixels
         numbers = ()
     if numbers != given or not all(0 < number < math.inf for number in numbers):
         raise InvalidInput(f"{name} are {given}; expected {'whole ' if kind is int else ''}positive numbers")

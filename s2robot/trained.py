@@ -18,13 +18,19 @@ SUM = "weights_sha256"  # in policy.json: of policy.safetensors; older policies 
 
 
 def load_policy(
-    folder: str | Path, device: str | None = None, *, engine: str = "auto", precision: str | None = None
+    folder: str | Path,
+    device: str | None = None,
+    *,
+    engine: str = "auto",
+    precision: str | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Policy:
     """Load a trained policy: `folder` is what `train` returned, or a run folder that holds it as `policy/`.
 
     Args:
         engine, precision: who computes its features, see `s2robot.engines`; default: the precision it was trained on.
             A policy that reads frames is torch's alone, in fp32.
+        checkpoint: where its encoder's weights lie now, if they were of a file of yours that moved.
 
     Raises:
         InvalidInput: there is no policy there, or not for this engine and precision.
@@ -37,6 +43,8 @@ def load_policy(
     if not (folder / "policy.json").exists():
         raise InvalidInput(f"No policy in {folder}: it has no policy.json. Train one: s2robot train --help")
     description = files.read_json(folder / "policy.json")
+    if checkpoint is not None and description.get("encoder"):
+        description["encoder"]["checkpoint"] = str(checkpoint)
     try:
         path = folder / "policy.safetensors"
         if description.get(SUM, seals.digest(path)) != seals.digest(path):
@@ -49,6 +57,7 @@ def load_policy(
             return privileged
         if module.NETWORK.reads_frames:
             return _pixel_policy(folder, module, description, weights, device, (engine, precision))
+        _find_weights(folder, description["encoder"].get("checkpoint"))
         known = EncoderConfig(**{**description["encoder"], "engine": "auto"})
         encoder = known.build(device)
         if encoder.fingerprint != description["encoder_fingerprint"]:
@@ -60,13 +69,24 @@ def load_policy(
         chosen = Encoder(
             encoder.backbone, dataclasses.replace(known, engine=engine, precision=precision or known.precision)
         )
-        policy: Policy = registry.acting().restore(module, description, chosen.to(encoder.device), weights)
+        chosen = chosen.to(encoder.device)
+        _ = chosen.engine  # one that is not here is said now, not at the first look
+        policy: Policy = registry.acting().restore(module, description, chosen, weights)
     except S2RobotError:
         raise
     except Exception as error:  # safetensors, json keys, state dict: all mean the same to the reader
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CorruptFile(folder, reason, "Train it again, or restore it from a copy") from error
     return policy
+
+
+def _find_weights(folder: Path, weights: str | None) -> None:
+    """Raises InvalidInput where a file of weights is not where it was in training."""
+    if weights and not Path(weights).expanduser().is_file():
+        raise InvalidInput(
+            f"The policy in {folder} sees by the weights {weights}, and there is no such file. Put it there, or say"
+            f" where it is: s2robot.load_policy({str(folder)!r}, checkpoint=FILE)"
+        )
 
 
 def _pixel_policy(

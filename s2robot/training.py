@@ -65,6 +65,8 @@ class TrainConfig:
                 f"snapshots is {self.snapshots}, steps {self.steps}; the second half of the steps has room for"
                 f" {max(0, self.steps // 2 - 1)} beside the last weights"
             )
+        if not 0 <= self.warmup < 1:
+            raise InvalidInput(f"warmup is {self.warmup}; expected a share of the steps, from 0 to below 1")
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf and 0 <= self.ema < 1):
             raise InvalidInput(
                 f"lr is {self.lr}, weight_decay {self.weight_decay}, ema {self.ema}; expected a rate above 0, a decay"

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from s2robot import files, registry, training
 from s2robot.datasets import DemoDataset, Episode, write_dataset
-from s2robot.encoder import EncoderConfig
+from s2robot.encoder import EncoderConfig, load_encoder
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError, UnknownName
 from s2robot.frames import Frames
 from s2robot.policies.bc_mlp import BCConfig
@@ -236,6 +237,33 @@ def test_a_policy_refuses_an_encoder_it_was_not_trained_on(trained: Path, tmp_pa
     files.write_json(folder / "policy.json", description)
     with pytest.raises(CheckpointMismatch, match="trained on features"):
         load_policy(folder)
+
+
+def test_a_policy_on_weights_of_ones_own_acts_wherever_it_is_loaded_and_they_lie(
+    dataset: DemoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = load_encoder(random_weights=True, seed=5, scales=(1,)).backbone.model.state_dict()
+    save_file(weights, "mine.safetensors")
+    encoder = EncoderConfig(scales=(1,), checkpoint="mine.safetensors")
+    store = encode_dataset(dataset.path, encoder, tmp_path / "features", workers=1)
+    folder = train(dataset, store, encoder, BCConfig(), TrainConfig(steps=2, batch=8), tmp_path / "run")
+    seen = {FRAMES: episode(0).frames[0], PROPRIOCEPTION: episode(0).proprioception[0]}
+    expected = load_policy(folder).act(seen)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(load_policy(folder).act(seen), expected)
+    moved = (tmp_path / "mine.safetensors").rename(tmp_path / "elsewhere" / "theirs.safetensors")
+    with pytest.raises(InvalidInput, match=r"sees by the weights .*mine\.safetensors, and there is no such file"):
+        load_policy(folder)
+    np.testing.assert_array_equal(load_policy(folder, checkpoint=moved).act(seen), expected)
+
+
+def test_an_engine_that_is_not_there_is_said_when_a_policy_is_loaded(simple: Path) -> None:
+    with pytest.raises(InvalidInput, match="not bf16"):
+        load_policy(simple, engine="onnxruntime", precision="bf16")
+    with pytest.raises(ValueError, match="warmup is 100"):
+        TrainConfig(warmup=100)
 
 
 def test_a_policy_of_an_older_version_still_acts(simple: Path, tmp_path: Path) -> None:
