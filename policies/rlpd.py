@@ -184,7 +184,7 @@ class RLPD(_sac.SAC):  # type: ignore[misc]
         slow, reader = self.policy.slow, self.policy.critic.features_extractor
         with torch.no_grad():
             for kept, new in zip(slow.parameters(), reader.parameters(), strict=True):
-                kept.lerp_(new, 1 - self.slow)
+                kept.lerp_(new, 1 - self.slow**self.n_envs)  # a decision of each environment
             if self.num_timesteps % self.settle < self.n_envs:
                 for new, kept in zip(reader.parameters(), slow.parameters(), strict=True):
                     new.copy_(kept)

@@ -68,12 +68,11 @@ class ActionQueue(OneAction):
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
         self._left: list[NDArray[np.float32]] = []
-        self._between = dict.fromkeys(("encode", "act"), 0.0)
         self._looked = False
 
     @property
     def seconds(self) -> dict[str, float]:
-        return self.policy.seconds if self._looked else self._between
+        return self.policy.seconds if self._looked else dict.fromkeys(self.policy.seconds, 0.0)
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
         self._looked = not self._left

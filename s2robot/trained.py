@@ -38,8 +38,7 @@ def load_policy(
         CheckpointMismatch: its encoder's weights are not those it was trained on.
     """
     folder = Path(folder)
-    if (folder / "policy" / "policy.json").exists():
-        folder = folder / "policy"
+    folder = folder / "policy" if (folder / "policy" / "policy.json").exists() else folder
     if not (folder / "policy.json").exists():
         raise InvalidInput(f"No policy in {folder}: it has no policy.json. Train one: s2robot train --help")
     description = files.read_json(folder / "policy.json")

@@ -113,6 +113,8 @@ def check_observation(observation: Observation) -> None:
                 raise InvalidInput(f"Observation lacks {key!r}. It has: {', '.join(sorted(observation))}")
             continue
         value = observation[key]
+        if not isinstance(value, np.ndarray):
+            raise InvalidInput(f"Observation {key!r} is a {type(value).__name__}; expected a numpy array")
         if str(value.dtype) != spec.dtype or value.ndim != len(spec.axes):
             raise InvalidInput(
                 f"Observation {key!r} is {value.dtype} {value.shape}; expected {spec.dtype} ({', '.join(spec.axes)}): "

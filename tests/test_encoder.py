@@ -20,7 +20,7 @@ import s2robot
 from s2robot import encoder as encoder_module
 from s2robot.backbones import FrozenViT, load_backbone
 from s2robot.encoder import Encoder, EncoderConfig, load_encoder
-from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.errors import S2RobotError
 from s2robot.multiscale import multiscale_forward
 from s2robot.types import Features
 
@@ -386,30 +386,3 @@ def test_weights_changed_behind_its_back_are_noticed(encoder: Encoder) -> None:
     other.backbone.load_state_dict({key: value + 0.01 for key, value in other.backbone.state_dict().items()})
     assert twin.fingerprint != before[0] and other.fingerprint != before[1]
     assert other._runner((128, 128)) is not runner
-
-
-@pytest.mark.parametrize("width", [None, 6])
-def test_there_and_back_through_half_precision_is_the_same_encoder(width: int | None) -> None:
-    encoder = small_encoder(fusion="concat" if width is None else "project", width=width)
-    frames = random_frames(64, 64, 3)
-    encoder.half().float()
-    before = encoder(frames).map  # its weights are rounded now, once and for all
-    constants = {name: encoder.get_buffer(name).clone() for name in ("mean", "std", "projection")}
-    encoder.half().float()
-    assert torch.equal(encoder(frames).map, before)
-    fresh = small_encoder(fusion="concat" if width is None else "project", width=width)
-    for name, value in constants.items():
-        assert torch.equal(value, fresh.get_buffer(name))
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ({"scales": 2}, r"scales is 2; expected several, or one in a list: \[2\]"),
-        ({"sizes": 448}, r"\[448\]"),
-        ({"scales": (1, None)}, "expected positive numbers"),
-    ],
-)
-def test_sizes_that_are_none_are_named(words: dict[str, Any], says: str) -> None:
-    with pytest.raises(InvalidInput, match=says):
-        load_encoder(**words)

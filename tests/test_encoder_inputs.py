@@ -160,3 +160,30 @@ def test_auto_takes_any_weights() -> None:
     assert encoder.engine.name == "torch"
     with pytest.raises(InvalidInput, match=r"'onnxruntime' takes fp32 weights, not torch.bfloat16"):
         small_encoder(engine="auto", precision="int8").bfloat16()(random_frames(64, 64, 3))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"scales": 2}, r"scales is 2; expected several, or one in a list: \[2\]"),
+        ({"sizes": 448}, r"\[448\]"),
+        ({"scales": (1, None)}, "expected positive numbers"),
+    ],
+)
+def test_sizes_that_are_none_are_named(words: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        load_encoder(**words)
+
+
+@pytest.mark.parametrize("width", [None, 6])
+def test_there_and_back_through_half_precision_is_the_same_encoder(width: int | None) -> None:
+    encoder = small_encoder(fusion="concat" if width is None else "project", width=width)
+    frames = random_frames(64, 64, 3)
+    encoder.half().float()
+    before = encoder(frames).map  # its weights are rounded now, once and for all
+    constants = {name: encoder.get_buffer(name).clone() for name in ("mean", "std", "projection")}
+    encoder.half().float()
+    assert torch.equal(encoder(frames).map, before)
+    fresh = small_encoder(fusion="concat" if width is None else "project", width=width)
+    for name, value in constants.items():
+        assert torch.equal(value, fresh.get_buffer(name))

@@ -88,7 +88,7 @@ def test_what_reads_goes_back_to_its_slow_average_when_it_is_due(monkeypatch: py
     def settle() -> None:
         read, average = weights(reader), weights(slow)
         module.RLPD._settle(model)
-        average = 0.75 * average + 0.25 * read
+        average = 0.75**2 * average + (1 - 0.75**2) * read  # of two environments
         assert_close(weights(slow), average)
         due = model.num_timesteps % 6 == 0
         assert_close(weights(reader), average if due else read)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from s2robot.errors import InvalidInput
 from s2robot.policies.wrappers import ActionQueue, Recorder, TemporalEnsemble
-from s2robot.types import FRAMES, PROPRIOCEPTION, Observation, Policy
+from s2robot.types import FRAMES, PROPRIOCEPTION, Observation, Policy, check_observation
 
 
 class Clock:
@@ -64,6 +64,21 @@ def test_a_queue_asks_when_it_has_run_out_and_after_a_reset() -> None:
     policy.reset()
     policy.act(seen(10))
     assert inner.asked == [10]
+
+
+def test_a_recorder_keeps_what_a_queue_over_a_remote_policy_did(tmp_path: Path) -> None:
+    remote = Clock()
+    remote.seconds = {"encode": 0.5, "act": 0.1, "wire": 0.2}  # as `RemotePolicy` has it
+    with Recorder(ActionQueue(remote), tmp_path) as policy:
+        for step in range(4):
+            policy.act(seen(step))
+    with np.load(tmp_path / "episode-00000.npz") as data:
+        assert data["seconds_wire"].tolist() == [0.2, 0, 0, 0.2]
+
+
+def test_what_is_no_array_is_named() -> None:
+    with pytest.raises(InvalidInput, match="'proprioception' is a list; expected a numpy array"):
+        check_observation({**seen(0), PROPRIOCEPTION: [0.1]})  # type: ignore[dict-item]
 
 
 def test_an_ensemble_weighs_all_chunks_that_reach_the_step() -> None:

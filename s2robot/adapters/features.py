@@ -16,7 +16,6 @@ The adapters of Gymnasium and Stable-Baselines3 are made of it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from s2robot import registry
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, UnknownName
 from s2robot.files import atomic
+from s2robot.interface import encoder_said
 from s2robot.preprocess import check_frames
 from s2robot.scales import Size
 from s2robot.types import Features
@@ -108,7 +108,7 @@ class FrameFeatures:
 
         about = {
             "kind": self.kind, "dtype": str(self.dtype),
-            "encoder": asdict(self.encoder.config), "encoder_fingerprint": self.encoder.fingerprint,
+            "encoder": encoder_said(self.encoder.config), "encoder_fingerprint": self.encoder.fingerprint,
         }  # fmt: skip
         tensors = {} if self.compression is None else self.compression.state_dict()
         with atomic(path) as temporary:
