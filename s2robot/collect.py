@@ -75,10 +75,10 @@ def collect(
     """
     parts = path.with_name(path.name + ".parts")
     if path.exists() and not _left_of(parts):
-        return _whole(path, config)
+        return whole(path, config)
     with locks.alone(path.with_name(f".{path.name}.lock"), str(path), wait=path.exists()):
         if path.exists():  # a kill came before its parts were gone; or who held the lock until now has made it
-            dataset = _whole(path, config)
+            dataset = whole(path, config)
             files.sweep(path.parent)
             if parts.exists():
                 EpisodeParts(parts).remove()
@@ -92,8 +92,13 @@ def _left_of(parts: Path) -> bool:
     return there and os.access(parts.parent, os.W_OK)
 
 
-def _whole(path: Path, config: CollectConfig) -> DemoDataset:
-    """What was collected before, if it is what is asked for now; more or fewer demonstrations are."""
+def whole(path: str | Path, config: CollectConfig) -> DemoDataset:
+    """What was collected before, here or at an address, if it is what is asked for now, but for how many.
+
+    Raises:
+        CorruptFile: it is damaged, or was cut short.
+        InvalidInput: it holds other demonstrations.
+    """
     dataset = DemoDataset(path)
     if dataset.lost:
         why = f"it was cut short, {len(dataset.lost)} of {len(dataset)} episodes are lost"

@@ -60,6 +60,8 @@ class EvalConfig:
     ensemble: bool = False  # look at every step and average what all chunks say of it (ACT's temporal ensembling)
 
     def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise InvalidInput(f"workers is {self.workers}; expected a whole number, 0 for every core")
         for name, known in (("engine", engines.ENGINES), ("precision", (None, *engines.PRECISIONS))):
             if getattr(self, name) not in known:
                 raise UnknownName(name, str(getattr(self, name)), filter(None, known))
@@ -99,10 +101,21 @@ def run_episode(policy: Policy, env: gymnasium.Env[Any, Any], seed: int) -> Epis
         _note(ms, getattr(env.unwrapped, "seconds", {}), "render")
         observation, reward, terminated, truncated, info = _execute(env, chunk[: policy.execute])
         steps, total = steps + info["steps"], total + reward
-        success, over = bool(info.get("success", False)), terminated or truncated
+        success, over = bool(_success(info, over=terminated or truncated)), terminated or truncated
         _note(ms, policy.seconds, "encode", "act")
         _note(ms, getattr(env.unwrapped, "seconds", {}), "step")
     return EpisodeResult(seed, success, steps, total, ms)
+
+
+def _success(info: dict[str, Any], *, over: bool) -> Any:
+    """Raises InvalidInput at the end of an episode of which nobody says whether it succeeded: that is no failure."""
+    success = info.get("success", info.get("is_success"))
+    if over and success is None:
+        raise InvalidInput(
+            'The environment does not say whether the episode succeeded: its last step\'s info has no "success" (or'
+            f' "is_success"). It has: {", ".join(map(str, info)) or "nothing"}'
+        )
+    return success
 
 
 def record_episode(policy: Policy, env: gymnasium.Env[Any, Any], seed: int) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -47,8 +48,9 @@ class SlurmLauncher:
             parameters: as `submitit.AutoExecutor.update_parameters` takes them: timeout_min, mem_gb, slurm_partition;
                 gpus_per_node=1 for an encoder on a GPU.
         """
-        if pieces < 1:
-            raise InvalidInput(f"pieces is {pieces}; expected how many one job answers, from 1 on")
+        for name, count in (("pieces", pieces), ("workers", workers)):
+            if count is not None and (type(count) is not int or count < 1):
+                raise InvalidInput(f"--launcher slurm: {name} is {count!r}; expected a whole number from 1 on")
         self.folder, self.workers, self.pieces, self.cluster = Path(folder), workers, pieces, cluster
         self.parameters = parameters
 
@@ -60,7 +62,7 @@ class SlurmLauncher:
             raise UsageError(f"--launcher slurm: {bad[0]!r} has no value. Like this: slurm:partition=cpu,pieces=16")
         settings: dict[str, Any] = {"folder": FOLDER, "workers": workers}
         for name, _, value in said:
-            settings[f"slurm_{name}" if name in SLURMS else name] = int(value) if value.isdigit() else value
+            settings[f"slurm_{name}" if name in SLURMS else name] = _number(value)
         return cls(**settings)
 
     def work(
@@ -113,7 +115,7 @@ class SlurmLauncher:
         try:
             executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
             executor.update_parameters(cpus_per_task=cpus, **self.parameters)
-        except (RuntimeError, NameError, ValueError, TypeError) as error:
+        except (RuntimeError, NameError, ValueError, TypeError, AssertionError) as error:
             raise InvalidInput(f"--launcher slurm: {' '.join(str(error).split())}") from error
         return executor
 
@@ -136,3 +138,10 @@ def _answer(make: Callable[[], Any], answer: Callable[[Any, Any], Any], items: l
         if outcomes[-1].error:
             break
     return outcomes
+
+
+def _number(word: str) -> int | float | str:
+    """A number where it is one: Slurm's own times, 1:30:00, are words."""
+    if word.isdigit():
+        return int(word)
+    return float(word) if re.fullmatch(r"\d+\.\d+", word) else word

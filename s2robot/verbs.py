@@ -66,9 +66,8 @@ def do_demo(argv: Sequence[str]) -> int:
 
 
 def do_collect(argv: Sequence[str]) -> int:
-    from s2robot.collect import CollectConfig
+    from s2robot.collect import CollectConfig, whole
     from s2robot.collect import collect as run
-    from s2robot.datasets import DemoDataset
 
     parser = command.parser(
         "collect",
@@ -84,7 +83,7 @@ def do_collect(argv: Sequence[str]) -> int:
     registry.get_task(config.task, config.robot)
     console = Console()
     if remote.is_remote(options.out) and remote.exists(options.out):
-        dataset = DemoDataset(options.out)
+        dataset = whole(options.out, config)
     else:
         far = remote.is_remote(options.out)
         out = remote.outgoing(options.out) if far else Path(options.out)

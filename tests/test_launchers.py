@@ -162,6 +162,11 @@ def test_a_launcher_is_found_by_its_words_or_refused(monkeypatch: pytest.MonkeyP
         find_launcher("rya")
     with pytest.raises(UsageError, match="'partition' has no value"):
         find_launcher("slurm:partition")
+    told = find_launcher("slurm:workers=2,mem_gb=1.5,time=1:30:00")
+    assert isinstance(told, SlurmLauncher) and told.parameters == {"mem_gb": 1.5, "time": "1:30:00"}
+    for words in ("pieces=x", "pieces=0", "workers=-4", "workers=2.5"):
+        with pytest.raises(InvalidInput, match=f"{words.partition('=')[0]} is .*expected a whole number from 1 on"):
+            find_launcher(f"slurm:{words}")
     with pytest.raises(UsageError, match="slurm:workers=64"):
         list(find_launcher("slurm").work(partial(make, 0), add, [1]))
     for name in ("ray", "submitit"):

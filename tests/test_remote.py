@@ -158,6 +158,8 @@ def test_what_is_collected_to_an_address_is_what_lies_there(cache: Path, capsys:
     for count, there in ((2, 2), (1, 2)):
         assert cli.main([*words, str(count)]) == 0
         assert len(DemoDataset(address)) == there and f"{there} demonstrations" in capsys.readouterr().out
+    assert cli.main([*words, "2", "--seed", "3"]) == 2
+    assert "holds other demonstrations (seed 0, not 3)" in capsys.readouterr().err
     fsspec.filesystem("memory").rm("collected", recursive=True)
     assert cli.main([*words, "1"]) == 0
     assert len(DemoDataset(address)) == 1 and not list((cache / "outgoing").glob("*/*"))

@@ -377,6 +377,7 @@ def reset(side: Any) -> tuple[bool, str]:
         (["--joints", "finger=f1.position"], "Known: gripper_x"),
         (["--goal", "1,0"], "takes 0"),
         (["--execute", "9"], "chunks have 8 actions"),
+        (["--ros-args", "-p", "stale_afer:=5.0"], "Unknown ROS parameter 'stale_afer'. Did you mean 'stale_after'"),
     ],
 )
 def test_what_does_not_fit_the_policy_is_said_before_it_starts(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from s2robot.errors import InvalidInput
 from s2robot.policies.wrappers import ActionQueue, Recorder, TemporalEnsemble
+from s2robot.rollouts import rollout
 from s2robot.types import FRAMES, PROPRIOCEPTION, Observation, Policy, check_observation
 
 
@@ -79,6 +82,28 @@ def test_a_recorder_keeps_what_a_queue_over_a_remote_policy_did(tmp_path: Path) 
 def test_what_is_no_array_is_named() -> None:
     with pytest.raises(InvalidInput, match="'proprioception' is a list; expected a numpy array"):
         check_observation({**seen(0), PROPRIOCEPTION: [0.1]})  # type: ignore[dict-item]
+
+
+class Walk(gymnasium.Env[Any, Any]):
+    """Somebody's own environment: three steps, and then what it says of them."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self.told = told
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return seen(0), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return seen(self.steps), 0.0, self.steps == 3, False, self.told if self.steps == 3 else {}
+
+
+def test_an_episode_of_which_nobody_says_whether_it_succeeded_is_no_failure() -> None:
+    for told, success in (({"success": True}, True), ({"is_success": True}, True), ({"success": False}, False)):
+        assert [each.success for each in rollout(Clock(execute=2), Walk(told), 1)] == [success]
+    with pytest.raises(InvalidInput, match=r'has no "success" .* It has: score, steps'):
+        rollout(Clock(execute=2), Walk({"score": 1}), 1)
 
 
 def test_an_ensemble_weighs_all_chunks_that_reach_the_step() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from s2robot import config as configuration
-from s2robot.errors import require
+from s2robot.errors import UnknownName, require
 
 Config = TypeVar("Config")
 
@@ -70,6 +70,9 @@ def declare(node: Any, schema: type[Config], words: Sequence[str]) -> Config:
         value = node.declare_parameter(key, default, descriptor).value
         if value != default:
             overrides += [f"--{key}={_text(value, hint)}"]
+    for name in node._parameter_overrides:  # a misspelt one would be nobody's, and what it was to watch unwatched
+        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            raise UnknownName("ROS parameter", name, configuration.keys(schema))
     return configuration.load(schema, None, overrides)
 
 
