@@ -133,9 +133,11 @@ def test_parts_that_a_kill_left_beside_the_finished_file_are_removed(
         assert len(collect(CollectConfig("Lift", frame_size=32), path)) == 2
         assert list(tmp_path.iterdir()) == [path]
 
+    made = demos(tmp_path / "made.hdf5", 0).path
+
     @contextlib.contextmanager
     def just_made(lock: Path, *_: Any, wait: bool) -> Iterator[None]:
-        demos(tmp_path / "other.hdf5", 0)
+        made.rename(tmp_path / "other.hdf5")
         yield
 
     monkeypatch.setattr(locks, "alone", just_made)
