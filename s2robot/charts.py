@@ -7,13 +7,14 @@ with mid-tone defaults, so that a page may choose better ones for its dark mode.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 COLOURS = ("#2f78d0", "#d9730d", "#2e9e6b", "#b4479f", "#8a7a2f", "#c23b4e", "#2b9aa3", "#6a5acd", "#7d7d7d")
 WIDTH, HEIGHT = 640, 330
 LEFT, RIGHT, TOP, BOTTOM = 66, 610, 64, 270  # the plot's box; the rest is for words
+ROW, MARK, LEAST = 20, 30, 6.5  # of a legend: the height of a row, the width of a mark, and of a letter at least
 MOST_POINTS = 600  # a series longer than this is drawn by its extremes: no eye sees the difference
 
 
@@ -59,7 +60,7 @@ def line_chart_svg(series: Sequence[Series], title: str, x_label: str, y_label: 
     whiskers = [_whiskers(s, log_y) for s in series]
     ends = [(x, y) for each in whiskers for x, *pair in each for y in pair]
     axes = _Axes.around([*every, *ends], log_y=log_y)
-    parts = [*axes.svg(x_label, y_label), *_legend([s.name for s in series], y_label)]
+    parts, legend = axes.svg(x_label, y_label), _legend([s.name for s in series], y_label)
     for index, line in enumerate(points):
         colour = _colour(index)
         path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in _thin(line))
@@ -69,7 +70,7 @@ def line_chart_svg(series: Sequence[Series], title: str, x_label: str, y_label: 
         if len(line) <= 40:
             parts += [_disc(axes.x(x), axes.y(y), colour=colour, radius=3) for x, y in line]
         parts += [_whisker(axes, x, low, high, colour) for x, low, high in whiskers[index]]
-    return _svg(title, parts)
+    return _svg(title, parts, legend)
 
 
 def mark_chart_svg(marks: Sequence[Mark], title: str, x_label: str, y_label: str) -> str:
@@ -96,12 +97,12 @@ def mark_chart_svg(marks: Sequence[Mark], title: str, x_label: str, y_label: str
 def dot_chart_svg(dots: Sequence[Dot], names: tuple[str, str], title: str, x_label: str, y_label: str) -> str:
     """One mark a thing. `names` says in the legend what a disc and what a cross means."""
     axes = _Axes.around([(dot.x, dot.y) for dot in dots], floor=0.0)
-    parts = [*axes.svg(x_label, y_label), *_legend(names, y_label, crossed=1)]
+    parts, legend = axes.svg(x_label, y_label), _legend(names, y_label, crossed=1)
     for dot in dots:
         x, y, tip = axes.x(dot.x), axes.y(dot.y), f"<title>{escape(dot.label)}</title>"
         mark = _cross(x, y, tip) if dot.crossed else _disc(x, y, tip)
         parts.append(mark)
-    return _svg(title, parts)
+    return _svg(title, parts, legend)
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,14 @@ def as_file(svg: str) -> str:
     return svg.replace("<svg ", f"<svg {alone} ", 1)
 
 
-def _svg(title: str, parts: Sequence[str]) -> str:
+def _svg(title: str, parts: Sequence[str], legend: Sequence[Sequence[str]] = ()) -> str:
+    """The plot, below as many rows of its legend as that has."""
+    lower = ROW * max(0, len(legend) - 1)
+    plot = "".join(parts) if not lower else f'<g transform="translate(0 {lower})">{"".join(parts)}</g>'
+    names = "".join(mark for row in legend for mark in row)
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" font-size="13"'
-        f' font-family="system-ui, sans-serif">{_text(0, 16, title, weight="600")}{"".join(parts)}</svg>'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT + lower}" role="img" aria-label="{escape(title)}"'
+        f' font-size="13" font-family="system-ui, sans-serif">{_text(0, 16, title, weight="600")}{plot}{names}</svg>'
     )
 
 
@@ -161,20 +166,32 @@ def _text(x: float, y: float, words: str, anchor: str = "start", weight: str = "
     )
 
 
-def _legend(names: Sequence[str], y_label: str, crossed: int = -1) -> list[str]:
-    """In the upper right, last name last; only needed when there is something to tell apart."""
+def _legend(names: Sequence[str], y_label: str, crossed: int = -1) -> list[list[str]]:
+    """Rows in the upper right, last name last; only needed when there is something to tell apart."""
     if len(names) < 2:
         return []
+    room, used = RIGHT - 8 * len(y_label), 0.0  # the label stands at the left of the last row
+    rows: list[list[int]] = [[]]
+    for index, name in enumerate(names):
+        width = MARK + LEAST * len(name)
+        if rows[-1] and used + width > room:
+            rows.append([])
+            used = 0.0
+        rows[-1].append(index)
+        used += width
+    return [_legend_row({k: names[k] for k in row}, room, TOP + ROW * r, crossed) for r, row in enumerate(rows)]
+
+
+def _legend_row(names: Mapping[int, str], room: float, top: float, crossed: int) -> list[str]:
     parts, right = [], float(RIGHT)
-    beside = right - 8 * len(y_label) - 30 * len(names)  # the label stands at the left, each mark takes 30
-    letter = min(9.5, max(6.5, beside / max(1, len("".join(names)))))  # room for the larger text of narrow screens
-    for index, name in reversed(list(enumerate(names))):
+    beside = (room - MARK * len(names)) / max(1, len("".join(names.values())))
+    letter = min(9.5, max(LEAST, beside))  # room for the larger text of narrow screens
+    for index, name in reversed(names.items()):
         right -= letter * len(name)
-        parts.append(_text(right, TOP - 20, name))
+        parts.append(_text(right, top - 20, name))
         right -= 13
-        mark = _cross(right, TOP - 25) if index == crossed else _disc(right, TOP - 25, colour=_colour(index))
-        parts.append(mark)
-        right -= 17
+        parts.append(_cross(right, top - 25) if index == crossed else _disc(right, top - 25, colour=_colour(index)))
+        right -= MARK - 13
     return parts
 
 

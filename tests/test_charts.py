@@ -11,6 +11,7 @@ import pytest
 
 from s2robot.charts import (
     BOTTOM,
+    HEIGHT,
     LEFT,
     MOST_POINTS,
     RIGHT,
@@ -136,6 +137,18 @@ def test_names_of_near_marks_stand_in_the_order_of_their_values_and_apart() -> N
     upwards = sorted(values, key=lambda name: -heights[name])
     assert [values[name] for name in upwards] == sorted(values.values())
     assert all(heights[low] - heights[high] >= 13 for low, high in itertools.pairwise(upwards))
+
+
+def test_a_long_legend_takes_more_rows_and_no_name_leaves_the_picture() -> None:
+    names = [f"a curve of the name {k}" for k in range(9)]
+    one, many = (line_chart_svg([Series(n, [0, 1], [0, 1]) for n in some], "", "x", "y") for some in (names[:2], names))
+    assert "translate" not in one and (set(names) | {"x", "y"}) <= set(words(many))
+    texts = [each for each in ElementTree.fromstring(many).iter() if each.text in names]
+    places = [(float(each.attrib["x"]), float(each.attrib["y"])) for each in texts]
+    marks = [float(x) for x in re.findall(r'<circle cx="([-\d.]+)" cy="[\d.]+" r="5"', many)]
+    assert len(marks) == len(set(places)) == 9 and min(marks) >= 5
+    lower = float(re.findall(r"translate\(0 (\d+)\)", many)[0])
+    assert max(y for _, y in places) < TOP + lower and f"{HEIGHT + lower:g}" in many.split('viewBox="')[1][:20]
 
 
 def test_the_legend_leaves_room_for_what_the_axis_is_called() -> None:
