@@ -53,7 +53,7 @@ class Engine:
         if self.name == "torch":
             return _torch_runner(backbone, self.precision, self.device)
         runner = _MAKERS[self.name](backbone, self.precision, self.device)
-        if self.precision == "fp32" and next(backbone.parameters()).dtype == torch.float32:
+        if self.precision == "fp32" and next(backbone.parameters()).dtype == torch.float32:  # else rounding tells more
             _check(runner, backbone, self)
         return runner
 

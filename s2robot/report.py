@@ -80,11 +80,13 @@ def _header(run: Run) -> Html:
         verdict = "This run has not been evaluated yet: no success rate is known."
     else:
         successes, episodes, low, high = counts
-        task = _task(run)
+        task, seen = _task(run), _seen(run)
+        starts = task.starts if seen else f"unseen {task.starts}"
         verdict = (
-            f"The robot {task.deed} in {successes} of {episodes} {_use(run)} {task.starts}"
+            f"The robot {task.deed} in {successes} of {episodes} {starts}"
             f" ({page.percent(successes / episodes)}, 95\u00a0% interval {page.percent_range(low, high)})."
         )
+        verdict += f" These are seeds of {seen}: no result to report." * bool(seen)
         if shift := _manner(run).get("shift"):
             verdict += f" It was shown other looks than it learned from: {shift}."
     return tag(
@@ -96,11 +98,11 @@ def _header(run: Run) -> Html:
     )
 
 
-def _use(run: Run) -> str:
-    """What the starts were for: a result is of those that no choice and no training saw."""
+def _seen(run: Run) -> str:
+    """What else the starts are for: a result is of those that no choice and no training saw."""
     ends = [int(seed) for seed in run.summary.get("evaluation_seeds") or ()]
-    uses = seed_uses(range(ends[0], ends[-1] + 1)) if ends else ["evaluation"]
-    return "unseen" if uses == ["evaluation"] else " and ".join(uses)
+    uses = seed_uses(range(ends[0], ends[-1] + 1)) if ends else []
+    return " and ".join(use for use in uses if use != "evaluation")
 
 
 def _manner(run: Run) -> dict[str, Any]:

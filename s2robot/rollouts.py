@@ -61,17 +61,14 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise InvalidInput(f"workers is {self.workers}; expected a whole number, 0 for every core")
-        for name, known in (("engine", engines.ENGINES), ("precision", (None, *engines.PRECISIONS))):
-            if getattr(self, name) not in known:
-                raise UnknownName(name, str(getattr(self, name)), filter(None, known))
-
-    def check_episodes(self) -> None:
-        """Raises InvalidInput where there are none to run."""
+            raise InvalidInput(f"--workers is {self.workers}; expected a whole number, 0 for every core")
         if self.episodes < 1:
             raise InvalidInput(f"--episodes is {self.episodes}; ask for at least 1")
         if self.seed < 0:
             raise InvalidInput(f"--seed is {self.seed}; expected a whole number from 0 on")
+        for name, known in (("engine", engines.ENGINES), ("precision", (None, *engines.PRECISIONS))):
+            if getattr(self, name) not in known:
+                raise UnknownName(name, str(getattr(self, name)), filter(None, known))
 
     @property
     def label(self) -> str:
@@ -148,7 +145,6 @@ def evaluate(
         InvalidInput: no episodes are asked for, or the log holds episodes of other weights.
         Occupied: another process is writing this log.
     """
-    config.check_episodes()
     if config.ensemble and config.execute > 1:
         raise InvalidInput("--ensemble looks at every step: leave --execute out")
     with locks.alone(log.with_name(f".{log.name}.lock"), str(log)):

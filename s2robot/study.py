@@ -125,7 +125,7 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
             raise UnknownName("arm", name, written)
     tree["arms"] = {name: written[name] or {} for name in chosen.get("arms") or written}
     tree |= {name: tuple(value) for name in LISTS if (value := chosen.get(name) or tree.get(name))}
-    tree |= {"shifts": tuple("" if each == "none" else each for each in tree.get("shifts", ("",)))}
+    tree |= {"shifts": tuple("" if each == "none" else each for each in tree.get("shifts", ("",)) or ())}
     given = merged(tree.get("given") or {}, configuration.planted(overrides, _schema(tree)))
     study = StudyConfig(**{**tree, "given": given})
     _refuse_own(study)
@@ -213,9 +213,10 @@ def run_study(
         raise InvalidInput(f"Arm {strange[0]} has demonstrations of its own: in a study all learn from the same")
     if strange := [cell.arm for cell in every if _judged_on(cell) != _judged_on(every[0])]:
         raise InvalidInput(f"Arm {strange[0]} is judged on other episodes or physics: all are judged on the same")
-    for judging, shift in {(cell.config.eval, shift): None for cell in every for shift in study.shifts}:
-        judging.check_episodes()
-        registry.check_manner(judging.fidelity, shift)
+    for shift in study.shifts:
+        registry.check_manner(every[0].config.eval.fidelity, shift)
+    if data is None:
+        _enough(every, every[0].config.collect.demos, "collect.demos is")
     for encoder in dict.fromkeys(cell.config.encoder for cell in every):
         encoder.build("cpu")  # a file of weights that is missing is said now, not after the arms before it
     with locks.alone(out / ".lock", str(out)):
@@ -228,8 +229,7 @@ def _run_study(
     _keep(study, out)
     dataset = _demonstrations(every[0].config, out, console, data, launcher)
     _same_demonstrations(dataset, out)
-    if (most := max(cell.config.train.demos for cell in every)) > len(dataset):
-        raise InvalidInput(f"{dataset.address} has {len(dataset)} demonstrations; this study learns from up to {most}")
+    _enough(every, len(dataset), f"{dataset.address} has")
     seen = _as_seen(every, dataset, out, console)
     done = _one_by_one if launcher is LOCAL else partial(_elsewhere, launcher)
     for number, name in enumerate(done(every, seen, study.shifts, out, console), start=1):
@@ -285,7 +285,7 @@ def _hold(policy: Path, dataset: DemoDataset, config: DemoConfig) -> None:
     now: dict[str, str] = {"dataset": dataset.fingerprint[:16]}
     if not registry.reads_frames(config.kind):
         now["encoder"] = config.encoder.build("cpu").fingerprint[:16]
-    known = files.read_json(policy / SETTINGS)
+    known = files.read_json(policy / SETTINGS) if (policy / SETTINGS).exists() else {}  # of an older version
     if changed := configuration.differences({name: known.get(name) for name in now}, now):
         raise InvalidInput(f"{policy} learned from something else ({'; '.join(changed)}). Choose another --out")
 
@@ -317,6 +317,12 @@ def _keep(study: StudyConfig, out: Path) -> None:
     whole = dataclasses.asdict(dataclasses.replace(study, arms=arms))
     with files.atomic(path) as temporary:
         temporary.write_text(configuration.as_yaml(whole), encoding="utf-8")
+
+
+def _enough(every: Sequence[Cell], there: int, who: str) -> None:
+    """Raises InvalidInput where a run learns from more demonstrations than there are."""
+    if (most := max(cell.config.train.demos for cell in every)) > there:
+        raise InvalidInput(f"{who} {there}, and this study learns from up to {most} demonstrations")
 
 
 def _drawn_alike(cell: Cell) -> CollectConfig:

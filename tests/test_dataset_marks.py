@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 from test_datasets import make_episode, write
 
 from s2robot.datasets import DemoDataset, EpisodeParts
-from s2robot.errors import InvalidInput
+from s2robot.encoder import EncoderConfig
+from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.packed import PackedFrames
+from s2robot.store import encode_dataset
 
 
 def test_an_edited_file_whose_mark_was_dropped_is_used_as_it_is(tmp_path: Path) -> None:
@@ -24,6 +27,17 @@ def test_an_edited_file_whose_mark_was_dropped_is_used_as_it_is(tmp_path: Path) 
     assert (dataset.frames(0, [0])[0, 0] == 7).all() and (dataset.field(1, "actions")[0] == 0.5).all()
     dataset.verify()
     assert not dataset.attribute(0, "s2robot_digest")
+
+
+def test_an_episode_without_steps_is_named_where_it_is_to_be_encoded(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "theirs.hdf5", "w") as file:
+        for k, length in enumerate((3, 0)):
+            demo = file.create_group(f"data/demo_{k}")
+            demo["actions"] = np.zeros((length, 7), np.float32)
+            demo["obs/agentview_image"] = np.zeros((length, 64, 64, 3), np.uint8)
+    encoder = EncoderConfig("timm:test_vit", random_weights=True, sizes=(32, 64))
+    with pytest.raises(CorruptFile, match="demo_1 has no steps"):
+        encode_dataset(tmp_path / "theirs.hdf5", encoder, tmp_path / "features", workers=1)
 
 
 def test_a_collection_that_was_begun_is_not_lost_to_a_dataset_of_its_name(tmp_path: Path) -> None:

@@ -269,6 +269,15 @@ def test_a_runner_that_is_right_to_rounding_is_taken(monkeypatch: pytest.MonkeyP
 # -- picking ---------------------------------------------------------------------------------------------------------
 
 
+def test_weights_in_half_precision_are_taken_by_an_engine_that_computes_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(engines._MAKERS, "inductor", lambda backbone, *_: backbone)
+    frames = random_frames(64, 64, 3)
+    found = small_encoder(engine="inductor").bfloat16()(frames).map
+    torch.testing.assert_close(found, small_encoder().bfloat16()(frames).map)
+
+
 def missing(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     for package in packages:
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed

@@ -162,8 +162,11 @@ def test_what_a_study_was_told_beside_its_file_is_in_the_one_it_leaves(tmp_path:
 
 def test_keys_of_a_kind_of_policy_are_options_where_all_arms_are_of_it(tmp_path: Path) -> None:
     arms = {"a": {"kind": "flow"}, "b": {"kind": "flow", "encoder": {"scales": [1]}}}
-    every = cells(read_study(written(tmp_path / "a.yaml", arms=arms), ["--policy.times", "3"]))
-    assert {config.policy.times for config in (cell.config for cell in every)} == {3}  # type: ignore[attr-defined]
+    policies: list[Any] = [
+        cell.config.policy
+        for cell in cells(read_study(written(tmp_path / "a.yaml", arms=arms), ["--policy.times", "3"]))
+    ]
+    assert {policy.times for policy in policies} == {3}
     with pytest.raises(UnknownName, match=r"policy\.times"):
         read_study(written(tmp_path / "b.yaml"), ["--policy.times", "3"])
 
@@ -188,6 +191,9 @@ def test_more_demonstrations_than_there_are_are_refused_before_the_first_run(tmp
     with pytest.raises(InvalidInput, match="learns from up to 99"):
         run_study(study, tmp_path / "out", Console(quiet=True), tmp_path / "demos.hdf5")
     assert not list((tmp_path / "out").glob("s2*"))
+    with pytest.raises(InvalidInput, match=r"collect\.demos is 3, and this study learns from up to 99"):
+        run_study(study, tmp_path / "new", Console(quiet=True))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_page_without_the_videos_it_had_is_a_page(tmp_path: Path) -> None:
