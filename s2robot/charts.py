@@ -7,7 +7,7 @@ with mid-tone defaults, so that a page may choose better ones for its dark mode.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -182,7 +182,7 @@ def _legend(names: Sequence[str], y_label: str, crossed: int = -1) -> list[list[
     return [_legend_row({k: names[k] for k in row}, room, TOP + ROW * r, crossed) for r, row in enumerate(rows)]
 
 
-def _legend_row(names: Mapping[int, str], room: float, top: float, crossed: int) -> list[str]:
+def _legend_row(names: dict[int, str], room: float, top: float, crossed: int) -> list[str]:
     parts, right = [], float(RIGHT)
     beside = (room - MARK * len(names)) / max(1, len("".join(names.values())))
     letter = min(9.5, max(LEAST, beside))  # room for the larger text of narrow screens
