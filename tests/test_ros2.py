@@ -36,7 +36,7 @@ ENGINE = ["--encoder.engine", "torch"]
 
 
 def test_all_of_this_in_an_environment_that_has_rclpy() -> None:
-    words = ["tests/test_ros2_messages.py", "-m", "not slow"]
+    words = ["tests/test_ros2_messages.py", "tests/test_ros2_running.py", "-m", "not slow"]
     assert "passed" in run_there("ros2", "test_ros2.py", *words, timeout=600)
 
 
@@ -222,19 +222,6 @@ def test_ros_arguments_set_parameters_names_and_topics(side: Any, frames: list[n
     used = int(values["used"])
     assert float(values["tiles reused [%]"]) == pytest.approx(100 * (1 - 1 / used), abs=0.1)  # all but the first's
     assert ends_cleanly(node, signal.SIGINT)
-
-
-@here
-def test_a_node_whose_work_fails_ends_and_says_why() -> None:
-    from s2robot.adapters.ros2_encode import EncodeConfig
-    from s2robot.adapters.ros2_running import run
-
-    class Failing:
-        def step(self) -> None:
-            raise RuntimeError("out of order")
-
-    with pytest.raises(RuntimeError, match="out of order"):
-        run("failing", EncodeConfig, lambda node, config: Failing(), [], [])
 
 
 @here

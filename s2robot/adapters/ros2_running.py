@@ -6,8 +6,10 @@ worker (one thread)      all that takes time
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from s2robot.adapters.ros2_parameters import declare
@@ -39,23 +41,64 @@ def run(
         MissingExtra: rclpy is not installed.
     """
     rclpy = require("rclpy", extra="ros2", purpose="A ROS 2 node")
-    rclpy.init(args=["s2robot", *(["--ros-args", *ros] if ros else [])])
     failure: Exception | None = None
-    try:
-        node = rclpy.create_node(name)
+    with _interrupt() as interrupt:
+        rclpy.init(args=["s2robot", *(["--ros-args", *ros] if ros else [])])
         try:
-            failure = _spin(rclpy, node, make(node, declare(node, schema, words)))
-        except KeyboardInterrupt:
-            pass
-        except Exception:
-            if node.context.ok():  # else it was told to stop, at whatever it was: not a failure
-                raise
+            node = rclpy.create_node(name)
+            try:
+                with interrupt.raised():  # making may take a minute: who stops it waits for no model to be loaded
+                    work = make(node, declare(node, schema, words))
+                failure = _spin(rclpy, node, work)
+            except KeyboardInterrupt:
+                pass
+            except Exception:
+                if node.context.ok() and not interrupt.came:  # else it was told to stop, at whatever it was
+                    raise
+            finally:
+                node.destroy_node()
         finally:
-            node.destroy_node()
-    finally:
-        rclpy.try_shutdown()
+            rclpy.try_shutdown()
     if failure:
         raise failure
+
+
+class _Interrupt:
+    """What SIGINT does besides shutting the node's context down, which rclpy does: nothing, or KeyboardInterrupt.
+
+    Raised within rclpy's bindings it comes out as any other error, or leaves half a node: so it is not, where they
+    are at work.
+    """
+
+    def __init__(self) -> None:
+        self.came, self._raises = False, False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.came = True
+        if self._raises:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+
+@contextmanager
+def _interrupt() -> Iterator[_Interrupt]:
+    """Put in place before rclpy's own handler, which calls it; what was there comes back."""
+    interrupt = _Interrupt()
+    if threading.current_thread() is not threading.main_thread():  # no handler can be set there, none is called
+        yield interrupt
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _spin(rclpy: Any, node: Any, work: Work) -> Exception | None:
@@ -66,7 +109,7 @@ def _spin(rclpy: Any, node: Any, work: Work) -> Exception | None:
     worker.start()
     try:
         rclpy.spin(node, executor)
-    except (KeyboardInterrupt, executors.ExternalShutdownException):
+    except executors.ExternalShutdownException:
         pass
     finally:
         worker.finish()
