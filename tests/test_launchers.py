@@ -56,7 +56,7 @@ def die(folder: Path, times: int, tool: int, item: int) -> tuple[int, str, int]:
     return item, os.environ["OMP_NUM_THREADS"], os.getpid()
 
 
-@pytest.fixture(params=["ray", "slurm"])
+@pytest.fixture
 def elsewhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
     """Ray on this machine; Slurm's jobs as processes here."""
     here = Path(__file__).parent
@@ -72,6 +72,7 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 
 @UNWAITED
+@pytest.mark.parametrize("elsewhere", ["ray", "slurm"], indirect=True)
 def test_every_piece_is_answered_once_and_lost_workers_are_borne(elsewhere: Launcher, tmp_path: Path) -> None:
     answers = list(elsewhere.work(partial(make, 0), partial(die, tmp_path, 1), range(5)))
     assert sorted((item, got[:2]) for item, got in answers) == [(k, (k, "1")) for k in range(5)]
@@ -91,6 +92,7 @@ def test_every_piece_is_answered_once_and_lost_workers_are_borne(elsewhere: Laun
 
 
 @UNWAITED
+@pytest.mark.parametrize("elsewhere", ["ray", pytest.param("slurm", marks=pytest.mark.slow)], indirect=True)
 def test_a_piece_that_kills_its_workers_is_given_up_and_named(elsewhere: Launcher, tmp_path: Path) -> None:
     told = r"3 workers were lost over one piece, 2\. The last: .*Finished work is kept"
     with pytest.raises(S2RobotError, match=told):  # 2 and 3 are one job of Slurm's

@@ -100,6 +100,7 @@ def check_same_policy(one: Path, other: Path) -> None:
         torch.testing.assert_close(theirs[1][name], value, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_policy_from_pixels_is_the_same_by_two_processes_begun_or_gone_on_with(tmp_path: Path) -> None:
     data = demos(tmp_path / "demos.hdf5", 0).path
     assert cli.main(train_words(data, tmp_path / "one", *STILL)) == 0

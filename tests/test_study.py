@@ -69,7 +69,7 @@ def test_a_study_trains_and_judges_every_arm_on_the_same_seeds_and_goes_on_where
     html = (out / "report.html").read_text()
     assert "Small &lt;b&gt;" in html and "<svg" in html and "not resolved" in html
     # The same study with more episodes goes on; with other steps it is refused.
-    assert cli.main([*words, "--seeds", "0", "--eval.episodes", "3"]) == 0
+    assert cli.main([*words, "--seeds", "0", "--arms", "s2", "--eval.episodes", "3"]) == 0
     assert files.read_json(out / "results.json")["rows"][0]["episodes"] == 3
     assert cli.main([*words, "--train.steps", "5"]) == 2
     # Where the arms disagree about a start, the page plays it; here neither arm can do anything, so one is made to.
@@ -210,6 +210,7 @@ def test_an_arm_that_yaml_takes_for_no_text_is_refused(name: str, tmp_path: Path
 
 
 @pytest.mark.sim
+@pytest.mark.slow
 def test_an_arm_with_other_cameras_sees_the_same_episodes_drawn_again(tmp_path: Path) -> None:
     arms: dict[str, dict[str, Any]] = {
         "far": {"collect": {"frame_size": 32}, "encoder": {"scales": [1]}},
