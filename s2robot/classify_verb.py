@@ -30,7 +30,7 @@ def do_classify(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default="runs/classify", help="results and features (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, **{key: key for key in ("source", "encoders", "scales", "sizes", "test", "seeds")})
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(ClassifyConfig, None, command.overrides(options, rest))
     console, out = Console(stderr=options.json), Path(options.out)
     with Bars(console) as told:

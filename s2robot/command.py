@@ -23,6 +23,44 @@ def parser(verb: str, purpose: str, example: str, key: str = "--collect.noise 0.
     )
 
 
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The verb's own options and words, and beside them the config's options, in whatever order they stand.
+
+    argparse knows only the verb's own: it takes the 5 of `--train.steps 5 DATASET` for the dataset.
+    """
+    values, free = _values(parser, argv)
+    needed = sum(action.nargs not in ("?", "*") for action in parser._get_positional_actions())
+    # A bare `--flag DATASET` stands for true where the verb would be left without its word.
+    values = values[: len(values) - max(0, needed - free)]
+    joined = {k: f"{argv[k]}={argv[k + 1]}" for k in values}
+    return parser.parse_known_args([joined.get(k, word) for k, word in enumerate(argv) if k - 1 not in joined])
+
+
+def _values(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[int], int]:
+    """Where options stand that only the config can know, with a word after them; how many words are no option's."""
+    own = parser._option_string_actions
+    values, free, taken = [], 0, 0.0  # taken: by the option before
+    for k, word in enumerate(argv):
+        if word == "--":
+            return values, free + len(argv) - k - 1
+        if word.startswith("--") or word in own:
+            taken = 0 if "=" in word else _takes(own[word]) if word in own else 1
+            if taken and word not in own and k + 1 < len(argv) and not argv[k + 1].startswith("--"):
+                values.append(k)
+        elif taken:
+            taken -= 1
+        else:
+            free += 1
+    return values, free
+
+
+def _takes(option: argparse.Action) -> float:
+    """How many words, at most."""
+    if option.nargs is None or option.nargs == "?":
+        return 1
+    return option.nargs if isinstance(option.nargs, int) else float("inf")
+
+
 def shorthands(parser: argparse.ArgumentParser, **targets: str) -> None:
     """Options that stand for one key of the config."""
     for name, key in targets.items():

@@ -82,7 +82,7 @@ def do_render(argv: Sequence[str]) -> int:
     parser.add_argument("dataset", help="an HDF5 file with states: robomimic's, MimicGen's or ours")
     parser.add_argument("--out", required=True, help="the HDF5 file to write")
     command.shorthands(parser, frame_size="frame_size", cameras="cameras", quality="quality", model="model")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(RenderConfig, None, command.overrides(options, rest))
     console = Console()
     with progress.bar("render", console) as report:

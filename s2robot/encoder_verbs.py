@@ -61,7 +61,7 @@ def _bench_encoder(argv: Sequence[str]) -> int:
     parser.add_argument("--baseline", action="store_true", help="also the plain definition, and how many times faster")
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, **_SHORT, views="views", runs="runs", batches="batches", engines="engines")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     words = command.overrides(options, rest)
     words += ["--encoders", options.encoder] if options.encoder else []
     config = configuration.load(BenchConfig, None, [*words, *(["--baseline", "true"] if options.baseline else [])])
@@ -96,7 +96,7 @@ def _bench_cost(argv: Sequence[str]) -> int:
     parser.add_argument("--paper", action="store_true", help="the rows of the S2 paper, its figures beside ours")
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, scales="encoder.scales", sizes="encoder.sizes", grid="encoder.grid")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     words = command.overrides(options, rest)
     config = configuration.load(CostConfig, None, words).encoder
     names = (options.encoder or config.name).split(",")
@@ -132,7 +132,7 @@ def _bench_stream(argv: Sequence[str]) -> int:
     parser.add_argument("task", nargs="?", default="Lift", help="a task; see: s2robot list tasks (default Lift)")
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, **_SHORT, episodes="episodes", tolerance="tolerance", noise="noise")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     words = command.first_word("task", options.task, command.overrides(options, rest))
     config = configuration.load(StreamBenchConfig, None, words)
     registry.get_task(config.task)
@@ -213,7 +213,7 @@ def do_export(argv: Sequence[str]) -> int:
     parser.add_argument("--frame", default=None, help="HxW of the frames [pixels] (default: the largest scale, square)")
     parser.add_argument("--views", type=int, default=1, help="cameras (default 1)")
     parser.add_argument("--json", action="store_true", help="for programs")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(EncoderConfig, None, command.first_word("name", options.encoder, rest))
     if config.engine != "auto":
         raise UsageError(f"--engine is {config.engine}: what is exported is torch's network. Leave --engine out")

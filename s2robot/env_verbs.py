@@ -24,7 +24,7 @@ def bench_env(argv: Sequence[str]) -> int:
     parser.add_argument("task", nargs="?", default="Lift", help="a task; see: s2robot list tasks (default Lift)")
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, rounds="rounds", steps="steps", vector="vector", size="frame_size", fidelity="fidelity")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     words = command.first_word("task", options.task, command.overrides(options, rest))
     config = configuration.load(bench.EnvBenchConfig, None, words)
     console = Console(stderr=options.json)

@@ -36,7 +36,7 @@ def do_train(argv: Sequence[str]) -> int:
     from s2robot.sweeps import alone_in, everywhere
     from s2robot.training import check_processes
 
-    options, rest = _train_parser().parse_known_args(list(argv))
+    options, rest = command.parse(_train_parser(), argv)
     if options.validate < 0:
         raise UsageError(f"--validate is {options.validate}; expected a number of rollouts, 0 for none")
     kind = command.chosen_kind(options, options.config)
@@ -169,7 +169,7 @@ def do_eval(argv: Sequence[str]) -> int:
     command.launcher(parser, "each episode is a piece")
     parser.add_argument("--report", action="store_true", help="also write a page with videos into the run folder")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(EvalConfig, None, rest)
     folders = seed_folders(Path(options.run)) or [Path(options.run)]
     for folder in folders:

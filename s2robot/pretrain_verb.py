@@ -25,7 +25,7 @@ def do_pretrain(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", default=None, help="a config by name or .yaml path")
     parser.add_argument("--out", required=True, help="run folder")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(PretrainConfig, options.config, rest)
     console = Console(quiet=not ranks.find().is_first)  # of several processes, one speaks
     with progress.bar("pretrain", console) as told:

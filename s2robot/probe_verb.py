@@ -54,7 +54,7 @@ def do_probe(argv: Sequence[str]) -> int:
         parser, encoders="encoders", probes="probes", readouts="readouts", seeds="seeds", scales="scales",
         sizes="sizes", train="scenes.train", test="scenes.test",
     )  # fmt: skip
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     words = [*(QUICK if options.quick else []), *command.overrides(options, rest)]
     config = configuration.load(ProbeConfig, None, words)
     console, out = Console(stderr=options.json), Path(options.out)

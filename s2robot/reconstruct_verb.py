@@ -28,7 +28,7 @@ def do_reconstruct(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default="runs/reconstruct", help="results, and the frames (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, **{key: key for key in ("small", "large", "bound", "source", "scales", "frames")})
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(ReconstructConfig, None, command.overrides(options, rest))
     console, out = Console(stderr=options.json), Path(options.out)
     with progress.bar("reconstruct", console) as report:

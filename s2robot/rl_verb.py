@@ -40,7 +40,7 @@ def do_rl(argv: Sequence[str]) -> int:
         parser, out="out", seed="seed", steps="steps", see="sight.see", reward="world.reward", demos="demos.path",
         prior="demos.prior",
     )  # fmt: skip
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = _config(options, rest)
     if config.out == ".":
         raise UsageError("Where to? Add --out runs/NAME: the config that a run leaves names no folder")

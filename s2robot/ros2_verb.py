@@ -61,7 +61,7 @@ def _run(
     for key, meaning in descriptions(schema).items():
         name = key.rpartition(".")[2].upper()
         parser.add_argument(f"--{key}", dest=f"={key}", metavar=name, nargs="?", const="true", help=_escape(meaning))
-    options, rest = parser.parse_known_args(words)
+    options, rest = command.parse(parser, words)
     require("rclpy", extra="ros2", purpose=f"s2robot ros2 {verb.partition(' ')[0]}")
     node(command.overrides(options, rest), ros)
     return 0
@@ -78,7 +78,7 @@ def bench_ros2(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     command.shorthands(parser, seconds="seconds", hz="hz", size="size")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(Ros2BenchConfig, None, command.overrides(options, rest))
     console = Console(stderr=options.json)
     with progress.bar("bench", console) as told:

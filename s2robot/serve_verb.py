@@ -33,7 +33,7 @@ def do_serve(argv: Sequence[str]) -> int:
         "--without-token", action="store_true", help="let anyone in, also where other machines reach --host"
     )
     parser.add_argument("--json", action="store_true", help="say what is served as one line of JSON")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(serve.ServeConfig, None, rest)
     token = serve_access.read_token(options.token_file)
     serve_access.check_host(config.host, token, options.without_token)
@@ -94,7 +94,7 @@ def bench_serve(argv: Sequence[str]) -> int:
     )
     parser.add_argument("run", help="a run folder that holds policy/")
     parser.add_argument("--json", action="store_true", help="for programs")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(ServeBenchConfig, None, command.first_word("run", options.run, rest))
     console = Console(stderr=options.json)
     with progress.bar("soak", console) as told:
@@ -133,7 +133,7 @@ def bench_soak(argv: Sequence[str]) -> int:
     )
     parser.add_argument("run", help="a run folder that holds policy/")
     parser.add_argument("--json", action="store_true", help="for programs")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(bench.SoakConfig, None, command.first_word("run", options.run, rest))
     console = Console(stderr=options.json)
     with progress.bar("soak", console) as told:

@@ -34,7 +34,7 @@ def do_study(argv: Sequence[str]) -> int:
     parser.add_argument("--shifts", default=None, help="judge under these, as eval --shift has them: none;all/test")
     command.launcher(parser, "each run is a piece")
     parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     shifts = [each.strip() for each in (options.shifts or "").split(";") if each.strip()]
     chosen = {
         "arms": _listed(options.arms, "arms", str),

@@ -47,7 +47,7 @@ def do_demo(argv: Sequence[str]) -> int:
     command.shorthands(
         parser, out="out", seed="seed", demos="collect.demos", steps="train.steps", episodes="eval.episodes"
     )
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     _simulator_or_install(install=not options.no_install)
     from s2robot.demo import demo as run
     from s2robot.demo import run_schema
@@ -78,7 +78,7 @@ def do_collect(argv: Sequence[str]) -> int:
     parser.add_argument("task", help="a task; see: s2robot list tasks")
     parser.add_argument("--out", required=True, help="the HDF5 file to write (robomimic's layout), or s3://BUCKET/NAME")
     command.launcher(parser, "each episode is a piece")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config = configuration.load(CollectConfig, None, command.first_word("task", options.task, rest))
     registry.get_task(config.task, config.robot)
     console = Console()
@@ -122,7 +122,7 @@ def do_encode(argv: Sequence[str]) -> int:
         help="also so many other looks: the camera elsewhere, other light (default 0)",
     )
     command.launcher(parser, "each episode is a piece")
-    options, rest = parser.parse_known_args(list(argv))
+    options, rest = command.parse(parser, argv)
     config: Any = configuration.load(schema, None, rest)
     encoder = EncoderConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(EncoderConfig)})
     root = options.out or remote.beside(options.dataset, "features")
