@@ -218,10 +218,14 @@ def _serve(index: int, make: Make, pipe: connection.Connection, parent: int | No
 
 
 def _answer(env: RobosuiteEnv, mine: Arrays, name: str, *arguments: Any) -> Any:
-    """`reset` and `step_chunk` leave the observation in a slot of the memory, and answer the rest."""
-    if name not in ("reset", "step_chunk"):
-        attribute = getattr(env, name)
-        return attribute(*arguments) if callable(attribute) else attribute
+    """`reset` and `step_chunk` leave the observation in a slot of the memory, and answer the rest.
+
+    `call` is for all else.
+    """
+    if name == "call":
+        what, by_place, by_name = arguments
+        attribute = getattr(env, what)
+        return attribute(*by_place, **by_name) if callable(attribute) else attribute
     slot, argument = arguments
     observation, *rest = env.reset(seed=argument) if name == "reset" else env.step_chunk(argument)
     for key, value in observation.items():

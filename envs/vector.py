@@ -127,10 +127,17 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         length = max(1, np.shape(actions)[1]) if np.ndim(actions) == 3 else 1
         return self._step(checked_actions(actions, self.task, self.num_envs, length))
 
-    def call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
-        """An attribute of every environment, or what a method of theirs returns: `call("privileged")`."""
+    def call(self, name: str, /, *arguments: Any, **named: Any) -> tuple[Any, ...]:
+        """An attribute of every environment, or what a method of theirs returns: `call("privileged")`.
+
+        Raises:
+            UsageError: a method that changes the episode, of which this environment must know.
+            S2RobotError: what one of them raised.
+        """
         self._must_be_open()
-        found = self._ask(dict.fromkeys(range(self.num_envs), (name, *arguments)))
+        if name in ("reset", "step", "step_chunk", "close"):
+            raise UsageError(f"call({name!r}) would go behind this environment's back. Use its own {name}()")
+        found = self._ask(dict.fromkeys(range(self.num_envs), ("call", name, arguments, named)))
         if lost := [episode.lost for episode in self._episodes if episode.lost]:
             raise S2RobotError(lost[0])
         return tuple(found[k] for k in range(self.num_envs))

@@ -22,6 +22,7 @@ from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.frames import Frames
 from s2robot.launchers import Launcher
 from s2robot.parcels import Parcel
+from s2robot.pieces import Outcome
 from s2robot.samples import Source
 
 What = TypeVar("What")
@@ -50,6 +51,8 @@ def do_runs(
     Args:
         inputs: what workers must see.
 
+    What there is of a run that failed is in `out/name` too: one whose validation failed is trained.
+
     Raises:
         Occupied: another process is at one of these runs.
     """
@@ -60,8 +63,9 @@ def do_runs(
             held.enter_context(alone_in(out / name))
         done = launcher.work(partial(_see, inputs), partial(_do, do, threads), pieces, cpus=threads)
         held.enter_context(contextlib.closing(done))
-        for run, folder in done:
+        for run, (folder, outcome) in done:
             folder.put(out / run.name, instead_of=run.so_far)
+            outcome.value()
             yield run.name
 
 
@@ -91,11 +95,10 @@ def _see(inputs: tuple[Path, ...]) -> None:
             )
 
 
-def _do(do: Callable[[What, Path], None], threads: int, tool: None, run: _Run) -> Parcel:
+def _do(do: Callable[[What, Path], None], threads: int, tool: None, run: _Run) -> tuple[Parcel, Outcome]:
     torch.set_num_threads(threads)
     with run.so_far.unpacked() as folder:
-        try:
-            do(run.what, folder)  # type: ignore[arg-type]  # of the same mapping
-        except InvalidInput as error:
-            raise InvalidInput(str(error).replace(str(folder), run.name)) from error
-        return Parcel.of(folder, RUN)
+        outcome = Outcome.of(do, run.what, folder)
+        if isinstance(outcome.error, InvalidInput):
+            outcome = Outcome(None, InvalidInput(str(outcome.error).replace(str(folder), run.name)))
+        return Parcel.of(folder, RUN), outcome

@@ -24,7 +24,7 @@ import s2robot
 from s2robot.adapters.features import KINDS, FrameFeatures, fit_compression
 from s2robot.adapters.gymnasium_wrappers import S2Observation, S2VectorObservation
 from s2robot.encoder import Encoder
-from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, MissingExtra, UnknownName
+from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, MissingExtra, UnknownName, UsageError
 from s2robot.types import FRAMES
 
 SEEING = [layout for layout in LAYOUTS if layout != "blind"]
@@ -157,6 +157,9 @@ def test_our_vector_environment(encoder: Encoder, calls: list[int]) -> None:
     last = alone.step(np.zeros(3, np.float32))[0]
     assert truncated.all() and calls == [4, 1]
     assert np.abs(info["final_obs"][0]["features"] - last["features"]).max() <= TOLERANCE
+    with pytest.raises(UsageError, match=r"Use its own step_chunk\(\)"):
+        env.call("step_chunk", np.zeros((1, 3), np.float32))
+    assert env.call("get_wrapper_attr", name="fidelity") == ("fast", "fast")
     assert env.call("fidelity") == ("fast", "fast") and env.num_envs == 2
     env.close()
     alone.close()

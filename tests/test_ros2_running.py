@@ -14,7 +14,9 @@ if importlib.util.find_spec("rclpy") is None:
     pytest.skip("rclpy is not installed", allow_module_level=True)
 
 from s2robot.adapters.ros2_encode import EncodeConfig
+from s2robot.adapters.ros2_messages import messages
 from s2robot.adapters.ros2_running import run
+from s2robot.errors import InvalidInput
 
 
 class Resting:
@@ -37,6 +39,28 @@ def test_a_node_whose_work_fails_ends_and_says_why() -> None:
 
     with pytest.raises(RuntimeError, match="out of order"):
         run("failing", EncodeConfig, lambda node, config: Failing(), [], [])
+
+
+@pytest.mark.parametrize(
+    ("ros", "said"),
+    [
+        (["-r", "__node:=a-b"], r"does not start with --ros-args -r __node:=a-b: .*Couldn't parse remap rule"),
+        (["--params-file", "/none.yaml"], "Error opening YAML file$"),
+        (["-r"], "trailing -r flag"),
+    ],
+)
+def test_arguments_that_ros_refuses_are_no_bug(ros: list[str], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        run("eyes", EncodeConfig, lambda node, config: Resting(), [], ros)
+
+
+def test_a_name_that_ros_refuses_is_no_bug() -> None:
+    def make(node: Any, config: EncodeConfig) -> Resting:
+        node.create_publisher(messages("std_msgs").String, "/a-b", 1)
+        return Resting()
+
+    with pytest.raises(InvalidInput, match=r"refuses a name: Invalid topic name: .*'/a-b'$"):
+        run("eyes", EncodeConfig, make, [], [])
 
 
 def test_an_interrupt_waits_until_a_callback_is_done() -> None:

@@ -146,6 +146,21 @@ def test_reset_connects_again_where_the_server_closed_between_two_episodes(runs:
         remote.close()
 
 
+def test_an_episode_begins_though_the_server_closed_just_after_reset(runs: dict[str, Path], local: Any) -> None:
+    rows = observations(2)
+    with server_thread(runs["bc-rnn"]) as first:
+        port = address(first.url)[1]
+        remote = RemotePolicy(first.url)
+        remote.reset()
+    with server_thread(runs["bc-rnn"], port=port):
+        for row in rows:
+            np.testing.assert_array_equal(remote.act(row), local.act(row))
+    with pytest.raises(S2RobotError, match="closed the connection"):  # in the midst of an episode
+        remote.act(rows[0])
+    with pytest.raises(S2RobotError, match="Nobody listens"):
+        remote.reset()
+
+
 def test_a_changed_execute_outlives_the_connection(server: Any, local: Any) -> None:
     remote, rows = RemotePolicy(server.url), observations(6)
     remote.execute = local.execute = 1

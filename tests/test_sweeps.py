@@ -12,6 +12,7 @@ import torch
 from test_policy_verbs import demos, train_in
 
 from s2robot import locks
+from s2robot.errors import InvalidInput
 from s2robot.launchers import HERE
 from s2robot.sweeps import alone_in, do_runs
 
@@ -43,6 +44,19 @@ def test_only_what_belongs_to_a_run_travels(tmp_path: Path) -> None:
     assert list(do_runs(HERE, partial(note, seen), {".": "x"}, tmp_path, ())) == ["."]
     assert seen == [kept]
     assert set(contents(tmp_path)) == kept | others | {"policy/done"}
+
+
+def trained_then_not_judged(what: str, folder: Path) -> None:
+    note([], what, folder)
+    if what == "bad":
+        raise InvalidInput(f"{folder}: no rollouts")
+
+
+def test_a_run_that_is_trained_is_kept_though_its_validation_fails(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"^seed-0: no rollouts"):
+        list(do_runs(HERE, trained_then_not_judged, {"seed-0": "bad", "seed-1": "x"}, tmp_path, ()))
+    assert (tmp_path / "seed-0" / "policy" / "done").read_text() == "bad"
+    assert not (tmp_path / "seed-1" / "policy").exists() and not list(tmp_path.rglob(".lock"))
 
 
 def test_two_at_one_run_do_not_mix(dataset: Path, tmp_path: Path, capsys: Any) -> None:

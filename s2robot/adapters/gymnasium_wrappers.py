@@ -86,9 +86,9 @@ class S2VectorObservation(gymnasium.vector.VectorWrapper):  # not generic before
         observation, told = self._featured(seen, info)
         return observation, reward, terminated, truncated, told
 
-    def call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
+    def call(self, name: str, /, *arguments: Any, **named: Any) -> tuple[Any, ...]:
         """What every environment inside answers, where the vector environment has such a method."""
-        answers: tuple[Any, ...] = self.env.call(name, *arguments)  # type: ignore[attr-defined]
+        answers: tuple[Any, ...] = self.env.call(name, *arguments, **named)  # type: ignore[attr-defined]
         return answers
 
     def _featured(self, observation: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from s2robot.adapters.ros2_parameters import declare
-from s2robot.errors import require
+from s2robot.errors import InvalidInput, require
 
 Config = TypeVar("Config")
 PATIENCE = 10.0  # seconds that a worker gets to finish what it is at
@@ -37,13 +37,14 @@ def run(
         words, ros: the command line's options, and ROS's own arguments.
 
     Raises:
+        InvalidInput: ROS refuses a name or an argument.
         S2RobotError: its parameters are wrong, or its work failed.
         MissingExtra: rclpy is not installed.
     """
     rclpy = require("rclpy", extra="ros2", purpose="A ROS 2 node")
     failure: Exception | None = None
-    with _interrupt() as interrupt:
-        rclpy.init(args=["s2robot", *(["--ros-args", *ros] if ros else [])])
+    with _interrupt() as interrupt, _refusals_in_words():
+        _start(rclpy, ros)
         try:
             node = rclpy.create_node(name)
             try:
@@ -61,6 +62,24 @@ def run(
             rclpy.try_shutdown()
     if failure:
         raise failure
+
+
+def _start(rclpy: Any, ros: Sequence[str]) -> None:
+    try:
+        rclpy.init(args=["s2robot", *(["--ros-args", *ros] if ros else [])])
+    except Exception as error:
+        words = str(error).partition(", at /")[0]  # without where in its sources
+        raise InvalidInput(f"ROS 2 does not start with --ros-args {' '.join(ros)}: {words}") from error
+
+
+@contextmanager
+def _refusals_in_words() -> Iterator[None]:
+    """What ROS says of a name of a node, topic or service that is none, as an error of ours."""
+    names = require("rclpy.exceptions", extra="ros2", purpose="A ROS 2 node")
+    try:
+        yield
+    except names.NameValidationException as error:
+        raise InvalidInput(f"ROS 2 refuses a name: {' '.join(str(error).rstrip(' ^').split())}") from error
 
 
 class _Interrupt:

@@ -78,7 +78,7 @@ class RemotePolicy:
         check_observation(observation)
         began = time.perf_counter()
         request = {key: observation[key] for key in SENT if key in observation}
-        answer = self._ask({**request, "reset": True} if self._begin else request)
+        answer = self._ask_first({**request, "reset": True}) if self._begin else self._ask(request)
         actions = answer.get("actions")
         if not isinstance(actions, np.ndarray) or actions.ndim != 2:
             raise S2RobotError(f"The server at {self.url} answered {sorted(answer)}; expected 'actions' (A, M)")
@@ -125,6 +125,18 @@ class RemotePolicy:
             self.close()
             raise
         return self._read(message)
+
+    def _ask_first(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin an episode. A connection that the server was about to close at `reset` takes none with it."""
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            return self._ask(request)
+        except S2RobotError as error:
+            if not isinstance(error.__cause__, ConnectionClosed):
+                raise
+            self._connect_again()
+            return self._ask(request)
 
     def _is_open(self) -> bool:
         """False once the server has closed, which between two calls nobody says."""
