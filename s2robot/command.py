@@ -39,7 +39,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
 def _values(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[int], int]:
     """Where options stand that only the config can know, with a word after them; how many words are no option's."""
     own = parser._option_string_actions
-    values, free, taken = [], 0, 0.0  # taken: by the option before
+    values: list[int] = []
+    free, taken = 0, 0.0  # taken: by the option before
     for k, word in enumerate(argv):
         if word == "--":
             return values, free + len(argv) - k - 1
