@@ -9,6 +9,7 @@ Each is a `s2robot.types.Policy` itself, so they stack:
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,8 @@ class Recorder(Wrapper):
         """Write the open episode, if it has begun."""
         if not self._rows:
             return
-        taken = sorted(self.folder.glob("episode-*.npz"))
-        number = int(taken[-1].stem.split("-")[1]) + 1 if taken else 0
+        names = (re.fullmatch(r"episode-(\d+)\.npz", path.name) for path in self.folder.iterdir())
+        number = max((int(name[1]) for name in names if name), default=-1) + 1
         columns = {key: np.stack([row[key] for row in self._rows]) for key in self._rows[0]}
         with files.atomic(self.folder / f"episode-{number:05}.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **columns)

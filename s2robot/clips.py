@@ -63,7 +63,7 @@ def find_clips(source: Path, seed: int) -> list[Clip]:
     if not source.exists():
         raise InvalidInput(f"No file or folder {source} for --source. {_allowed()}")
     files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
-    files = sorted((path for path in files if not path.name.startswith(".")), key=_natural)
+    files = sorted((path for path in files if not hidden(path, source)), key=_natural)
     images = [path for path in files if path.suffix.lower() in IMAGES]
     clips = [Clip(run) for run in _runs(images)]
     clips += [Clip((path,)) for path in files if path.suffix.lower() in VIDEOS]
@@ -75,6 +75,12 @@ def find_clips(source: Path, seed: int) -> list[Clip]:
         raise InvalidInput(f"{source} holds no frames: {', '.join(found) or 'it is empty'}. {_allowed()}")
     order = np.random.default_rng((seed, len(clips))).permutation(len(clips))
     return [clips[k] for k in order]
+
+
+def hidden(path: Path, root: Path) -> bool:
+    """Nobody means them: .ipynb_checkpoints holds copies of what lies beside it."""
+    inside = path.relative_to(root).parts or (path.name,)
+    return any(part.startswith(".") for part in inside)
 
 
 def listing(found: Iterable[Clip]) -> str:
@@ -148,7 +154,7 @@ def _filmed(path: Path, every: int, reading: Reading) -> Iterator[tuple[Path, Im
             if not file.streams.video:
                 raise ValueError("it has no video stream")
             for frame in islice(file.decode(video=0), 0, None, every):
-                yield path, frame.to_image()
+                yield path, frame.to_image().rotate(frame.rotation, expand=True)  # as phones hold it
     except (av.FFmpegError, ValueError, OSError, CorruptFile) as error:
         reading.skipped.append(f"{path}: {_words(error)}")
 
@@ -184,7 +190,7 @@ def _episodes(path: Path) -> int:
 def _natural(path: Path) -> tuple[str, list[tuple[int, str]]]:
     """img2 before img10."""
     parts = re.split(r"(\d+)", path.name)
-    return str(path.parent), [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    return str(path.parent), [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _allowed() -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot import bootstrap, files, statistics
+from s2robot import bootstrap, files, seals, statistics
 from s2robot.errors import InvalidInput
 from s2robot.rollouts import read_results
 from s2robot.runs import seed_folders
@@ -162,6 +162,12 @@ def _read(run: Path, log: str) -> dict[int, bool]:
             raise InvalidInput(
                 f"{run / name} holds episodes of {len(weights)} policies ({', '.join(sorted(weights))}). Remove it, and"
                 f" evaluate the one that is there: s2robot eval {run}"
+            )
+        policy = run / "policy" / "policy.safetensors"
+        if weights and policy.is_file() and weights != {now := seals.digest_once(policy)[:16]}:
+            raise InvalidInput(
+                f"{run / name} holds episodes of other weights ({', '.join(weights)}) than those that are there now"
+                f" ({now}). Remove it, and evaluate these: s2robot eval {run}"
             )
         if found := {each.seed: each.success for each in results}:
             return found

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from s2robot import locks
+from s2robot import locks, seals
 from s2robot.datasets import DemoDataset, EpisodeParts, merge
 from s2robot.episodes import Episode
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
@@ -51,6 +51,8 @@ def _to_s2robot(
     seeds = {k: int(said[k]) if has_seeds else k for k in chosen}
     settings = {"source": str(source.path.absolute()), "steps": source.total, "cameras": source.cameras}
     settings["by"] = "seeds" if has_seeds else "numbers"  # what names an episode's part
+    if isinstance(source, DemoDataset):  # the same path with other content is another source
+        settings["content"] = _content(source)
     parts = EpisodeParts(path.with_name(path.name + ".parts"), settings | {"env_args": source.env_args})
     with parts.none_left_empty():
         damaged = _write_all(source, seeds, parts, report)
@@ -61,6 +63,13 @@ def _to_s2robot(
     if not has_seeds:
         env_args |= {"control_hz": control_hz(env_args), "seeds": "numbers of the source's episodes: it says no seeds"}
     return merge(parts, path, env_args, source.cameras, kept), damaged
+
+
+def _content(source: DemoDataset) -> str:
+    try:
+        return source.fingerprint
+    except CorruptFile:  # what is left of it is converted
+        return seals.digest_once(source.path)
 
 
 def _write_all(source: Demonstrations, seeds: dict[int, int], parts: EpisodeParts, report: Report) -> dict[str, str]:

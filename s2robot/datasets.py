@@ -87,13 +87,22 @@ def merge(
 def write_dataset(
     path: str | Path, episodes: Iterable[Episode], env_args: Mapping[str, Any], camera_names: Sequence[str]
 ) -> DemoDataset:
-    """Write episodes that are at hand, in the order given; their seeds must differ.
+    """Write episodes that are at hand, in the order given, to a new file.
+
+    Args:
+        env_args: what is known of how they were made, e.g. {"task": "Lift", "robot": "Panda", "control_hz": 20}.
+        camera_names: of their views V, in order.
 
     Raises:
-        InvalidInput: a collection into this file was begun, and would be lost.
+        InvalidInput: the file is there, there are no episodes, their seeds do not differ, or one does not fit the
+            others; or a collection into this file was begun, and would be lost.
         Occupied: another process writes it.
     """
     path = Path(path)
+    if isinstance(camera_names, str):
+        raise InvalidInput(f"camera_names is {camera_names!r}; expected a name for each view, e.g. [{camera_names!r}]")
+    if path.exists():
+        raise InvalidInput(f"{path} is there already. Write into another file, or remove it: rm {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with locks.alone(path.with_name(f".{path.name}.lock"), str(path)):
         parts = EpisodeParts(f"{path}.parts")
@@ -102,11 +111,25 @@ def write_dataset(
                 f"{parts.folder} holds episodes of an unfinished collection into {path}. Finish it, choose another"
                 f" file, or give it up: rm -r {parts.folder}"
             )
-        seeds = []
-        for episode in episodes:
-            parts.write(episode)
-            seeds.append(episode.seed)
-        return merge(parts, path, env_args, camera_names, seeds)
+        seeds: list[int] = []
+        try:
+            for episode in episodes:
+                if not isinstance(episode, Episode):
+                    raise InvalidInput(
+                        f"Episode {len(seeds)} is a {type(episode).__name__}; expected s2robot's Episode"
+                    )
+                if episode.seed in seeds:
+                    raise InvalidInput(
+                        f"Two episodes have the seed {episode.seed}; expected one each, by which they go"
+                    )
+                parts.write(episode)
+                seeds.append(episode.seed)
+            if not seeds:
+                raise InvalidInput(f"No episodes were given for {path}")
+            return merge(parts, path, env_args, camera_names, seeds)
+        except BaseException:
+            parts.remove()
+            raise
 
 
 class DemoDataset:
@@ -126,6 +149,10 @@ class DemoDataset:
         """
         self.address = str(path)
         self.path = remote.local(path)
+        if self.path.is_dir():
+            raise InvalidInput(
+                f"{path} is a folder, not a file of demonstrations. Those in it: s2robot list datasets {path}"
+            )
         if not self.path.is_file():
             raise InvalidInput(f"No demonstrations at {path}. Make some: s2robot collect Lift --out {path}")
         seals.check_sum(self.path, "Restore it from a copy")

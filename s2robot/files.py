@@ -18,7 +18,9 @@ import os
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,8 +37,9 @@ _FULL_WORDS = re.compile(
     r"|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+"
 )
 _HERE = re.sub(r"[^\w.-]", "_", socket.gethostname())
-_LEFTOVER = re.compile(r"\.tmp-(?:(?P<machine>.+)-)?(?P<process>\d+)$")  # older versions named no machine
+_LEFTOVER = re.compile(r"\.tmp-(?P<machine>.+?)(?:~\d+)?-(?P<process>\d+)$")
 _in_use: set[Path] = set()  # this process's open temporaries: a container reuses pid 1, so the pid alone cannot tell
+_claiming = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -69,8 +72,7 @@ def _to_be(path: str | Path, remove: Callable[[Path], None]) -> Iterator[Path]:
     """A temporary path that becomes `path`, or is removed."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_of(path)
-    _in_use.add(temporary)
+    temporary = _claimed(path)
     try:
         with explain_full_disk(path):
             try:
@@ -84,9 +86,20 @@ def _to_be(path: str | Path, remove: Callable[[Path], None]) -> Iterator[Path]:
         _in_use.discard(temporary)
 
 
-def temporary_of(path: Path) -> Path:
-    """What this process calls a thing beside `path` that is yet to become it, or is to go; see `sweep`."""
-    return path.with_name(f"{path.name}.tmp-{_HERE}-{os.getpid()}")
+def temporary_of(path: Path, turn: int = 0) -> Path:
+    """What this process calls a thing beside `path` that is yet to become it, or is to go; see `sweep`.
+
+    turn: of several at once.
+    """
+    return path.with_name(f"{path.name}.tmp-{_HERE}{f'~{turn}' if turn else ''}-{os.getpid()}")
+
+
+def _claimed(path: Path) -> Path:
+    """A temporary path that no other thread of this process writes into."""
+    with _claiming:
+        temporary = next(each for turn in count() if (each := temporary_of(path, turn)) not in _in_use)
+        _in_use.add(temporary)
+        return temporary
 
 
 @contextlib.contextmanager
@@ -231,7 +244,7 @@ def sweep(folder: str | Path, *, deep: bool = False) -> list[Path]:
     removed = []
     for path in sorted(Path(folder).absolute().glob("**/*.tmp-*" if deep else "*.tmp-*")):
         match = _LEFTOVER.search(path.name)
-        if match is None or path in _in_use or match["machine"] not in (None, _HERE):
+        if match is None or path in _in_use or match["machine"] != _HERE:
             continue
         if _is_another_alive(int(match["process"])):
             continue

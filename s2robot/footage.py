@@ -59,6 +59,8 @@ def gather(config: PretrainConfig, out: Path, progress: Progress) -> Footage:
     if Path(config.source).suffix == ".npy":
         footage = open_footage(Path(config.source), config.frame_size)
         _hold(out / "source.txt", seals.digest_once(Path(config.source)), config.source)
+        if config.frames < len(footage.train):
+            return Footage(footage.frames[: footage.held_out + config.frames], footage.held_out)
         return footage
     if not path.exists():
         _make(config, path, progress)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.clips import IMAGES
+from s2robot.clips import IMAGES, hidden
 from s2robot.errors import InvalidInput
 
 TRAIN, TEST = "train", ("test", "val", "valid")
@@ -103,7 +103,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _images(root: Path, folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGES and not path.name.startswith(".") and path.is_file():
+        if path.suffix.lower() in IMAGES and not hidden(path, folder) and path.is_file():
             yield path.relative_to(root)
 
 

@@ -80,7 +80,8 @@ class Lesson:
         network = network_of.fresh(self.policy, source, spread, self.encoder, fields)
         states = torch.from_numpy(np.concatenate([dataset.episode(k).proprioception for k in episodes]))
         network.proprioception_mean.copy_(states.mean(dim=0))
-        network.proprioception_std.copy_(states.std(dim=0).clamp_min(1e-4))
+        # A field that stood still must not shout when it moves: a millimetre counts as one standard deviation then.
+        network.proprioception_std.copy_(states.std(dim=0).clamp_min(1e-3))
         return network
 
     def split(self) -> tuple[Tensor, Tensor]:

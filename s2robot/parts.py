@@ -52,7 +52,12 @@ class EpisodeParts:
 
     def _hold_to(self, settings: dict[str, Any]) -> None:
         path = self.folder / "settings.json"
-        if not path.exists():
+        if not path.exists() and (found := self.seeds_done()):
+            raise InvalidInput(
+                f"{self.folder} holds {len(found)} episodes of nobody knows what: it says no settings. Remove it, or"
+                f" write elsewhere: rm -r {self.folder}"
+            )
+        if not path.exists() or not self.seeds_done():  # nothing was made by what it says
             write_json(path, settings)
             return
         kept = read_json(path, remedy=f"Start the collection afresh: rm -r {self.folder}")

@@ -11,7 +11,8 @@ from typing import Any
 from s2robot import files, registry
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName
 
-RESULTS = ("state.pt", "frames.npy", "frames.parts")  # what a run leaves that another recipe must not go on from
+# What a run leaves that another recipe must not go on from.
+RESULTS = ("state.pt", "frames.npy", "frames.parts", "source.txt")
 CHOICES = {
     "objective": ("views", "merged"),
     "target": ("raw", "normalised"),

@@ -60,8 +60,8 @@ def select(
     best = max(range(len(rows)), key=lambda k: (rows[k]["successes"], k))
     target = run / "best" / "policy"
     former, weights = (folder / "policy.safetensors" for folder in (target, candidates[best]))
-    if former.exists() and not filecmp.cmp(former, weights, shallow=False):
-        shutil.rmtree(run / "best")  # episodes of a former best are not this one's
+    if (run / "best").exists() and not (former.exists() and filecmp.cmp(former, weights, shallow=False)):
+        shutil.rmtree(run / "best")  # episodes of a former best are not this one's; a kill may have left them
     target.mkdir(parents=True, exist_ok=True)
     for name in ("policy.safetensors", "policy.json"):  # json last: without it there is no policy
         with files.atomic(target / name) as temporary:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -26,7 +27,7 @@ def one_thread() -> Iterator[None]:
     depth = getattr(_mine, "depth", 0)
     with _lock:
         if _inside == 0:
-            _usual = torch.get_num_threads()
+            _usual = _own()
         _inside += 1
     _mine.depth = depth + 1
     torch.set_num_threads(1)
@@ -38,9 +39,23 @@ def one_thread() -> Iterator[None]:
             _inside -= 1
             if depth == 0:
                 torch.set_num_threads(_usual)
+                _mine.known = True
 
 
 def usual() -> int:
     """torch's thread count, as it is when nobody is within `one_thread`."""
     with _lock:
-        return _usual if _inside else torch.get_num_threads()
+        return _usual if _inside else _own()
+
+
+def _own() -> int:
+    """This thread's count, while nobody is within.
+
+    One whose first work came while somebody was has got their 1, and would keep it, and give it to all. What all have
+    is what a new thread has.
+    """
+    if torch.get_num_threads() == 1 and _usual > 1 and not getattr(_mine, "known", False):
+        with ThreadPoolExecutor(1) as pool:
+            torch.set_num_threads(pool.submit(torch.get_num_threads).result())
+    _mine.known = True
+    return torch.get_num_threads()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image
 from small_runs import TINY, folder_with_frames
 
-from s2robot import files, pretrain, video
-from s2robot.clips import Clip, Reading, find_clips, read_clip
+from s2robot import files, pretrain, seals, video
+from s2robot.clips import Clip, Reading, _pictures, find_clips, read_clip
 from s2robot.datasets import Episode, write_dataset
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.footage import gather
@@ -142,6 +143,31 @@ def test_a_square_of_the_shorter_side_is_taken_whole(shape: tuple[int, int], tmp
                 assert values[-1] - values[0] == pytest.approx(shorter * 63 / 64, abs=2)
             if square == "centre" and shape[axis] <= 256:
                 assert (values[0] + values[-1]) / 2 == pytest.approx((shape[axis] - 1) / 2, abs=1.5)
+
+
+def test_what_is_hidden_is_nobodys_and_any_digit_may_be_in_a_name(tmp_path: Path) -> None:
+    write_images(tmp_path / ".ipynb_checkpoints", 3)
+    for name in ("a1²2.png", "a10.png", ".a.png"):
+        Image.fromarray(colour(9)).save(tmp_path / name)
+    assert {path.name for clip in find_clips(tmp_path, 0) for path in clip.paths} == {"a1²2.png", "a10.png"}
+    (tmp_path / ".mine").mkdir()  # asked for by name it is meant
+    Image.fromarray(colour(9)).save(tmp_path / ".mine" / "b.png")
+    assert len(find_clips(tmp_path / ".mine", 0)) == 1
+
+
+def test_a_video_that_a_phone_turned_stands_upright(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    above = np.zeros((48, 64, 3), np.uint8)
+    above[:24] = 255  # as it is stored
+    path = video.write_video(tmp_path / "v.mp4", np.stack([above] * 3))
+    content = bytearray(path.read_bytes())
+    matrix = content.find(b"tkhd") + 44  # of version 0
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 48 * 65536, 0, 0x40000000)
+    path.write_bytes(content)
+    seals.sum_file(path).unlink(missing_ok=True)
+    _, image = next(_pictures(Clip((path,)), 1, Reading()))
+    seen = np.asarray(image)
+    assert seen.shape == (64, 48, 3) and seen[32, 40, 0] > 200 and seen[32, 8, 0] < 50  # what was above is on the right
 
 
 def test_grey_and_transparent_images_become_rgb_and_cameras_may_stand_on_end(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s2robot import seals
 from s2robot.cli import main
 from s2robot.compare import Arm, compare, rate, versus
 from s2robot.errors import InvalidInput
@@ -68,6 +69,20 @@ def test_a_log_of_two_policies_is_no_ones(tmp_path: Path) -> None:
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InvalidInput, match=r"episodes of 2 policies \(x, y\)"):
         compare([run])
+
+
+def test_a_log_of_weights_that_are_no_more_is_refused(tmp_path: Path) -> None:
+    run = Path(write_run(tmp_path / "a", [True] * 4))
+    log = run / "episodes-exact.jsonl"
+    (run / "policy").mkdir()
+    (run / "policy" / "policy.safetensors").write_bytes(b"then")
+    weights = seals.digest(run / "policy" / "policy.safetensors")[:16]
+    rows = [json.loads(line) | {"weights": weights} for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert compare([str(run)])["n"] == 4
+    (run / "policy" / "policy.safetensors").write_bytes(b"trained again")
+    with pytest.raises(InvalidInput, match=rf"of other weights \({weights}\) than .*s2robot eval"):
+        compare([str(run)])
 
 
 def test_only_seeds_that_all_met_count(tmp_path: Path) -> None:

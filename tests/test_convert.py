@@ -57,6 +57,13 @@ def test_a_stopped_conversion_goes_on_and_another_is_not_mixed_in(tmp_path: Path
     again, _ = to_s2robot(source, tmp_path / "b.hdf5")
     assert again.fingerprint == source.fingerprint
 
+    with pytest.raises(KeyboardInterrupt):
+        to_s2robot(source, tmp_path / "c.hdf5", report=stop)
+    source.path.unlink()
+    changed = write(source.path, [5, 2, 10])
+    with pytest.raises(InvalidInput, match=r"other settings \(content"):
+        to_s2robot(changed, tmp_path / "c.hdf5")
+
 
 def test_parts_named_by_seed_are_not_taken_for_parts_named_by_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from s2robot import files
 from s2robot.errors import CorruptFile, InvalidInput, OutOfSpace
 from s2robot.files import JsonLines, atomic, explain_full_disk, plain, read_json, read_jsonl, reserve, sweep, write_json
 
@@ -83,7 +85,7 @@ def test_a_kill_inside_atomic_keeps_the_old_file_and_sweep_removes_the_rest(tmp_
 def test_what_is_left_in_folders_within_goes_where_that_is_asked_for(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as process:
         pass
-    left = tmp_path / "snapshots" / "000160" / f"policy.json.tmp-{process.pid}"
+    left = tmp_path / "snapshots" / "000160" / f"policy.json.tmp-{files._HERE}-{process.pid}"
     left.parent.mkdir(parents=True)
     left.touch()
     assert sweep(tmp_path) == [] and sweep(tmp_path, deep=True) == [left]
@@ -91,13 +93,30 @@ def test_what_is_left_in_folders_within_goes_where_that_is_asked_for(tmp_path: P
 
 
 def test_sweep_knows_its_own_open_files_from_a_namesakes_leftovers(tmp_path: Path) -> None:
-    (tmp_path / f"old.tmp-{os.getpid()}").mkdir()  # of a process that had our pid, in another life of this container
+    namesake = f"old.tmp-{files._HERE}-{os.getpid()}"
+    (tmp_path / namesake).mkdir()  # of a process that had our pid, in another life of this container
     (tmp_path / "notes.tmp-draft").touch()
+    (tmp_path / f"results.tmp-{os.getpid()}").mkdir()  # somebody's own
     (tmp_path / "b.tmp-another-machine-4294967").touch()  # on a disk that it shares with us
     with atomic(tmp_path / "a") as temporary:
         temporary.touch()
-        assert sweep(tmp_path) == [tmp_path / f"old.tmp-{os.getpid()}"]
-    assert names(tmp_path) == ["a", "b.tmp-another-machine-4294967", "notes.tmp-draft"]
+        assert sweep(tmp_path) == [tmp_path / namesake]
+    kept = ["a", "b.tmp-another-machine-4294967", "notes.tmp-draft", f"results.tmp-{os.getpid()}"]
+    assert names(tmp_path) == kept
+
+
+def test_two_threads_at_one_file_do_not_write_into_each_others(tmp_path: Path) -> None:
+    with atomic(tmp_path / "a") as first:
+        first.write_text("first")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(_buffered, tmp_path / "a").result()
+        written = (tmp_path / "a").read_bytes()
+        assert first.read_text() == "first"
+        assert sweep(tmp_path) == []
+    assert (tmp_path / "a").read_text() == "first" != written.decode(errors="replace")
+    left = files.temporary_of(tmp_path / "b", 2).name.replace(f"-{os.getpid()}", "-4194304")
+    (tmp_path / left).touch()
+    assert [path.name for path in sweep(tmp_path)] == [left] and names(tmp_path) == ["a"]
 
 
 def _buffered(path: Path) -> None:

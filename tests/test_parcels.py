@@ -44,7 +44,7 @@ def test_a_folder_travels_whole(tmp_path: Path) -> None:
 
 
 def test_locks_and_unfinished_files_stay_where_they_are(tmp_path: Path) -> None:
-    living, dead = (f"policy/state.pt.tmp-{process}" for process in (os.getppid(), ended()))
+    living, dead = (f"policy/state.pt.tmp-{files._HERE}-{process}" for process in (os.getppid(), ended()))
     folder = filled(tmp_path, "policy/a.pt", ".lock", "policy/.lock", ".log.jsonl.lock", f"{living}/x", dead)
     assert set(Parcel.of(folder).contents) == {"policy/a.pt"}
     assert set(Parcel.of(folder, ["policy/**/*"]).contents) == {"policy/a.pt"}

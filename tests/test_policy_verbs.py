@@ -128,7 +128,7 @@ def test_parts_that_a_kill_left_beside_the_finished_file_are_removed(
 ) -> None:
     path, process = demos(tmp_path / "lift.hdf5", 0).path, subprocess.Popen(["true"])
     process.wait()
-    for name in ("lift.hdf5.parts", f"lift.hdf5.parts.tmp-{process.pid}"):
+    for name in ("lift.hdf5.parts", f"lift.hdf5.parts.tmp-{files._HERE}-{process.pid}"):
         (tmp_path / name).mkdir()
         assert len(collect(CollectConfig("Lift", frame_size=32), path)) == 2
         assert list(tmp_path.iterdir()) == [path]

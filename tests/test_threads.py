@@ -33,6 +33,31 @@ def test_one_thread_within_and_the_usual_number_after() -> None:
     assert (torch.get_num_threads(), threads.usual()) == (2, 2)
 
 
+def test_a_thread_that_began_while_others_were_within_does_not_keep_their_one() -> None:
+    inside, begun = threading.Event(), threading.Event()
+    counts: list[int] = []
+
+    def within() -> None:
+        with threads.one_thread():
+            inside.set()
+            begun.wait()
+
+    def later() -> None:
+        inside.wait()
+        torch.rand(400, 400).exp()  # by as many threads as it finds
+        begun.set()
+        first.join()
+        with threads.one_thread():
+            counts.append(threads.usual())
+        counts.append(torch.get_num_threads())
+
+    first, second = threading.Thread(target=within), threading.Thread(target=later)
+    for thread in (first, second):
+        thread.start()
+    second.join()
+    assert counts == [2, 2] and (torch.get_num_threads(), threads.usual()) == (2, 2)
+
+
 def test_whoever_leaves_first_gets_its_threads_back() -> None:
     """Under OpenMP each Python thread has a count of its own, which no other can set."""
     started, inside, left = (threading.Barrier(2) for _ in range(3))

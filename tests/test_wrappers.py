@@ -119,6 +119,17 @@ def test_an_ensemble_weighs_all_chunks_that_reach_the_step() -> None:
         TemporalEnsemble(Clock(), decay=float("nan"))
 
 
+def test_recordings_go_on_counting_whatever_else_is_there(tmp_path: Path) -> None:
+    for name in ("episode-99999.npz", "episode-note.npz"):
+        (tmp_path / name).touch()
+    with Recorder(Clock(), tmp_path) as policy:
+        for step in range(3):
+            policy.act(seen(step))
+            policy.reset()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"episode-100000.npz", "episode-100001.npz", "episode-100002.npz"} <= names
+
+
 def test_recordings_are_what_was_seen_and_decided(tmp_path: Path) -> None:
     with Recorder(Clock(), tmp_path) as policy:
         policy.reset()  # before anything happened: no empty episode

@@ -209,12 +209,18 @@ class RemotePolicy:
 
     def _connect_again(self) -> None:
         """The same policy must be there, and it must know how many actions are executed here."""
-        before = {**self.metadata, "execute": None}
-        self._connect()
+        known = self.metadata
+        before = {**known, "execute": None}
+        try:
+            self._connect()
+        except BaseException:
+            self.metadata = known
+            raise
         now = {**self.metadata, "execute": None}
         if changed := sorted(key for key in before | now if before.get(key) != now.get(key)):
             told = "; ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed)
             self.close()
+            self.metadata = known  # whoever tries again is told again
             raise S2RobotError(f"Another policy is served at {self.url} now ({told}). Make a new RemotePolicy")
         if self.metadata["execute"] != self._execute:
             with contextlib.ExitStack() as stack:
