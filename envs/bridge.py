@@ -27,7 +27,7 @@ from s2robot.envs.renderer import FrameRenderer
 from s2robot.envs.shifts import Shift, ShiftedLooks
 from s2robot.envs.suite import make_robosuite, reseed
 from s2robot.envs.task import Privileged, TaskSpec, checked_actions, command_of, proprioception
-from s2robot.errors import UnknownName, UsageError
+from s2robot.errors import InvalidInput, UnknownName, UsageError
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
 REACH = 10.0  # bound of every proprioception field [m, rad, m/s, rad/s]; a finite one, as learning libraries ask for
@@ -82,6 +82,11 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         wanted = check_manner(fidelity, shift)
         self.task, self.fidelity, self.frame_size = task, fidelity, frame_size
         self.metadata = {**self.metadata, "render_fps": task.control_hz}
+        for what, names in (("cameras", cameras), ("extras", extras)):
+            if isinstance(names, str):
+                raise InvalidInput(f"{what} is {names!r}; expected several names, e.g. ({names!r},)")
+        if not isinstance(frame_size, int):
+            raise InvalidInput(f"frame_size is {frame_size!r}; expected a whole number: frames are square")
         self.cameras = tuple(cameras) if cameras else task.cameras
         if render_frames:
             gl.prepare()  # before robosuite, which takes EGL for granted
@@ -102,11 +107,12 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         observed |= self._extras.spaces(frame_size, self.privileged)
         self.observation_space = spaces.Dict(observed)
         self.action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
-        self._steps, self._over = 0, True
+        self._steps, self._over, self._closed = 0, True, False
         self._arm: osc.Arm | None = None
         self.seconds = {"render": 0.0, "step": 0.0}  # wall time of the last drawing and of one control step
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._must_be_open()
         super().reset(seed=seed)
         env = self._env
         reseed(env, self.np_random)
@@ -147,6 +153,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
 
     def advance(self, action: NDArray[np.float32]) -> None:
         """One control step of physics, without drawing or judging."""
+        self._must_be_open()
         if self._over:
             raise UsageError("This episode is over: call reset() before step()")
         action = checked_actions(action, self.task)
@@ -194,6 +201,8 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
     def show(self, state: NDArray[np.float64]) -> NDArray[np.uint8]:
         """The frames an episode showed when `state()` was `state`, to the bit; reset before going on.
 
+        `proprioception` and `privileged` say then what they said there.
+
         A physics step moves the joints last and leaves bodies where they were before it, so what is drawn lags by
         that one step. It is undone here: MuJoCo's integrator moved the joints by the new speeds.
         """
@@ -203,14 +212,21 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         put_state(model, data, state)
         mujoco.mj_integratePos(model, data.qpos, data.qvel, -model.opt.timestep)
         place_bodies(model, data)
-        return self.frames()
+        frames = self.frames()
+        put_state(model, data, state)  # joints are read where they are, bodies where they were
+        return frames
 
     def render(self) -> NDArray[np.uint8]:
         """The first camera, (H, W, 3)."""
         frame: NDArray[np.uint8] = self.frames()[0]
         return frame
 
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise UsageError("This environment is closed: make another")
+
     def close(self) -> None:
+        self._closed = True
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None

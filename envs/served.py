@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from s2robot import workers
 from s2robot.envs.bridge import RobosuiteEnv
-from s2robot.errors import S2RobotError
+from s2robot.errors import S2RobotError, UsageError
 
 PATIENCE = 300.0  # for any one answer [s]; a driver that hangs does so for ever
 
@@ -224,6 +224,8 @@ def _answer(env: RobosuiteEnv, mine: Arrays, name: str, *arguments: Any) -> Any:
     """
     if name == "call":
         what, by_place, by_name = arguments
+        if not hasattr(env, what):
+            raise UsageError(f"These environments have no {what!r}")
         attribute = getattr(env, what)
         return attribute(*by_place, **by_name) if callable(attribute) else attribute
     slot, argument = arguments
@@ -236,4 +238,6 @@ def _answer(env: RobosuiteEnv, mine: Arrays, name: str, *arguments: Any) -> Any:
 def _sendable(error: Exception) -> S2RobotError:
     if isinstance(error, S2RobotError):
         return error
-    return S2RobotError("".join(traceback.format_exception(error)).strip())
+    told = S2RobotError(f"{type(error).__name__}: {error}")
+    told.__dict__["__notes__"] = ["".join(traceback.format_exception(error)).strip()]  # add_note is of Python 3.11
+    return told

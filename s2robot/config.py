@@ -83,7 +83,19 @@ def keep(config: Any, out: Path) -> None:
     if not path.exists():
         with files.atomic(path) as temporary:
             temporary.write_text(now, encoding="utf-8")
-    elif changed := differences(filled(_read(str(path)), default(type(config))), yaml.safe_load(now)):
+    else:
+        check_kept(config, out)
+
+
+def check_kept(config: Any, out: Path) -> None:
+    """Hold a config against that of the run which is in a folder, if there is one.
+
+    Raises:
+        InvalidInput: the folder holds a run with other settings; says which.
+    """
+    path = out / "config.yaml"
+    before = filled(_read(str(path)), default(type(config))) if path.exists() else None
+    if before is not None and (changed := differences(before, yaml.safe_load(dump(config)))):
         raise InvalidInput(
             f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another --out, or:"
             f" rm -r {shlex.quote(str(out))}"

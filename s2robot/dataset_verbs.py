@@ -21,7 +21,7 @@ from s2robot.sources import is_lerobot, open_dataset
 from s2robot.stored import Demonstrations
 
 SHOWN = 8  # episodes in the sheet, where none are named
-LEAST_CELL = 8  # of a frame there [pixels]
+LEAST_CELL, MOST_CELL = 8, 2048  # of a frame there [pixels]
 
 
 def do_view(argv: Sequence[str]) -> int:
@@ -39,9 +39,10 @@ def do_view(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default=None, help="folder for the pictures (default: DATASET-view, beside it)")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(list(argv))
-    if options.moments < 1 or options.cell < LEAST_CELL:
+    if options.moments < 1 or not LEAST_CELL <= options.cell <= MOST_CELL:
         raise InvalidInput(
-            f"--moments is {options.moments}, --cell {options.cell}; expected at least 1 step and {LEAST_CELL} pixels"
+            f"--moments is {options.moments}, --cell {options.cell}; expected at least 1 step, and {LEAST_CELL} to"
+            f" {MOST_CELL} pixels"
         )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # LeRobot: what is missing in a folder is an error, not a download
     dataset, console = open_dataset(options.dataset), Console(stderr=options.json)

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from s2robot import seals
-from s2robot.errors import CorruptFile, InvalidInput, OutOfSpace
+from s2robot.errors import CorruptFile, InvalidInput, OutOfSpace, S2RobotError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -71,7 +71,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def _to_be(path: str | Path, remove: Callable[[Path], None]) -> Iterator[Path]:
     """A temporary path that becomes `path`, or is removed."""
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise S2RobotError(f"{path.parent} cannot be written: {error.strerror}. Write elsewhere") from error
     temporary = _claimed(path)
     try:
         with explain_full_disk(path):

@@ -78,14 +78,18 @@ class Here:
         cpus: int = 1,
         feed: Callable[[Item], Any] | None = None,
     ) -> Generator[tuple[Item, Result], None, None]:
-        with _one_thread():
+        with one_thread():
             tool = make()
-            for item in items:
-                yield item, answer(tool, item)
+            try:
+                for item in items:
+                    yield item, answer(tool, item)
+            finally:
+                if hasattr(tool, "close"):  # a process that ends frees what it holds; this one goes on
+                    tool.close()
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """As in every worker: another number of threads may sum in another order."""
     import torch
 

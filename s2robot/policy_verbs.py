@@ -55,13 +55,15 @@ def do_train(argv: Sequence[str]) -> int:
     console, dataset = Console(quiet=not ranks.find().is_first), DemoDataset(options.dataset)
     if (launcher := find_launcher(options.launcher)) is not LOCAL:
         dataset = everywhere(dataset)
-    source = source_of(dataset, config, remote.beside(dataset.address, "features"), console, launcher)
     runs = {
         SEED_FOLDER.format(seed) if options.seeds else ".": dataclasses.replace(
             config, out=".", train=dataclasses.replace(config.train, seed=seed)
         )
         for seed in seeds
     }
+    for name, run in runs.items():
+        configuration.check_kept(run, Path(config.out) / name)
+    source = source_of(dataset, config, remote.beside(dataset.address, "features"), console, launcher)
     _one_or_many(Path(config.out), many=bool(options.seeds))  # encoding may have taken hours
     if launcher is LOCAL:
         for name, run in runs.items():

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from s2robot import engines, files, locks, registry, seals
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
-from s2robot.launchers import LOCAL, Launcher
+from s2robot.launchers import LOCAL, Launcher, one_thread
 from s2robot.parcels import Parcel
 from s2robot.seeds import EVALUATION_SEED
 from s2robot.types import FRAMES, Policy
@@ -116,18 +116,19 @@ def _success(info: dict[str, Any], *, over: bool) -> Any:
 
 
 def record_episode(policy: Policy, env: gymnasium.Env[Any, Any], seed: int) -> NDArray[np.uint8]:
-    """Run one episode again and keep every frame of it, (L, V, H, W, 3): the same episode `run_episode` counted."""
-    observation, _ = env.reset(seed=seed)
-    policy.reset()
-    frames, over = [observation[FRAMES]], False
-    while not over:
-        for action in _chunk(policy, observation)[: policy.execute]:
-            observation, _, terminated, truncated, _ = env.step(action)
-            frames.append(observation[FRAMES])
-            over = terminated or truncated
-            if over:
-                break
-    return np.stack(frames)
+    """Run one episode again and keep every frame of it, (L, V, H, W, 3): the same episode `evaluate` counted."""
+    with one_thread():  # as it was run: with more, a sum may end in another bit and a grasp in a miss
+        observation, _ = env.reset(seed=seed)
+        policy.reset()
+        frames, over = [observation[FRAMES]], False
+        while not over:
+            for action in _chunk(policy, observation)[: policy.execute]:
+                observation, _, terminated, truncated, _ = env.step(action)
+                frames.append(observation[FRAMES])
+                over = terminated or truncated
+                if over:
+                    break
+        return np.stack(frames)
 
 
 def evaluate(
@@ -145,6 +146,7 @@ def evaluate(
         InvalidInput: no episodes are asked for, or the log holds episodes of other weights.
         Occupied: another process is writing this log.
     """
+    registry.check_manner(config.fidelity, config.shift)
     if config.ensemble and config.execute > 1:
         raise InvalidInput("--ensemble looks at every step: leave --execute out")
     with locks.alone(log.with_name(f".{log.name}.lock"), str(log)):
@@ -221,16 +223,25 @@ def load_actor(folder: Path, config: EvalConfig) -> Policy:
     return policy
 
 
-def _make(policy: Parcel, description: dict[str, Any], config: EvalConfig) -> tuple[Policy, RobosuiteEnv]:
+class _Stage(NamedTuple):
+    """What a worker plays with."""
+
+    policy: Policy
+    env: RobosuiteEnv
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _make(policy: Parcel, description: dict[str, Any], config: EvalConfig) -> _Stage:
     blind = bool(description.get("privileged"))  # it looks at no frame, and drawing takes most of the time
     env = make_env_for(description, config.fidelity, config.shift, render_frames=not blind)
     with policy.unpacked() as folder:
-        return load_actor(folder, config), env
+        return _Stage(load_actor(folder, config), env)
 
 
-def _run(tool: tuple[Policy, RobosuiteEnv], seed: int) -> EpisodeResult:
-    policy, env = tool
-    return run_episode(policy, env, seed)
+def _run(stage: _Stage, seed: int) -> EpisodeResult:
+    return run_episode(stage.policy, stage.env, seed)
 
 
 def _execute(

@@ -95,7 +95,10 @@ def read_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
-        raise InvalidInput(f"{folder} is not a finished run: it holds no summary.json. To make one: s2robot demo")
+        if not folder.is_dir():
+            raise InvalidInput(f"No folder {folder}")
+        next_step = f"s2robot eval {folder} --report" if (folder / "policy").is_dir() else "s2robot demo"
+        raise InvalidInput(f"{folder} is not a finished run: it holds no summary.json. To make one: {next_step}")
     summary = _read(folder / "summary.json", read_json, SUMMARY)
     for result in (summary, *summary.get("baselines", [])):
         successes, episodes = result.get("successes"), result.get("episodes")

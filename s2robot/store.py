@@ -187,7 +187,6 @@ def _complete(task: Task, episodes: int, encode: Encode, progress: Progress | No
     """Make a task's store, or what lacks of it. One that is done is only read: it may lie where none may write."""
     if (task.folder / "done").is_file():
         return
-    task.folder.mkdir(parents=True, exist_ok=True)
     with locks.alone(task.folder / ".lock", str(task.folder), wait=True):  # who was first has done the work
         if not (task.folder / "done").is_file():
             sweep(task.folder)

@@ -216,6 +216,38 @@ def test_episodes_end_at_the_horizon_and_then_refuse_to_go_on(lift_env: Robosuit
         lift_env.step(np.zeros(4, np.float32))
 
 
+def test_what_is_read_beside_a_frame_shown_again_is_what_was_read_there(lift_env: RobosuiteEnv) -> None:
+    """The picture is of a step before the joints; what is said of the joints is not."""
+    lift_env.reset(seed=3)
+    seen = []
+    for action in np.random.default_rng(0).uniform(-1, 1, (6, 4)).astype(np.float32):
+        lift_env.advance(action)
+        frames, told = lift_env.frames(), lift_env.privileged()
+        seen.append((lift_env.state(), frames, lift_env.proprioception(), told))
+    lift_env.reset(seed=3)
+    for state, frames, proprioception, told in seen:
+        np.testing.assert_array_equal(lift_env.show(state), frames)
+        np.testing.assert_allclose(lift_env.proprioception(), proprioception, atol=1e-6)
+        again = lift_env.privileged()
+        for name, value in told.items():
+            np.testing.assert_allclose(again[name], value, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("option", [{"cameras": "agentview"}, {"extras": "depth"}, {"frame_size": "64"}])
+def test_options_of_another_type_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=f"{next(iter(option))} is"):
+        make_env("Reach", render_frames=False, **option)
+
+
+def test_a_closed_environment_says_so() -> None:
+    env = make_env("Reach", render_frames=False)
+    env.reset(seed=0)
+    env.close()
+    for call in (lambda: env.step(np.zeros(3, np.float32)), env.reset):
+        with pytest.raises(UsageError, match="closed: make another"):
+            call()
+
+
 def test_physics_that_run_away_end_the_episode(lift_env: RobosuiteEnv) -> None:
     lift_env.reset(seed=0)
     lift_env._env.sim.data._data.qvel[:] = 1e12
