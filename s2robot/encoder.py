@@ -153,9 +153,7 @@ def load_encoder(  # noqa: PLR0913 - the front door: every field of EncoderConfi
     What was picked: `print(encoder.engine)`.
     """
     if not isinstance(name, str):
-        raise InvalidInput(
-            f"name is a {type(name).__name__}; expected 's2robot-tiny', say. An EncoderConfig makes one by build()"
-        )
+        raise InvalidInput(f"name is a {type(name).__name__}; expected a str. An EncoderConfig makes one by build()")
     if compile and engine not in ("auto", "inductor"):
         raise InvalidInput(f"Both compile=True and engine={engine!r} were given: leave one out")
     if random_weights:
