@@ -29,7 +29,7 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
         (["collect", "Lfit", "--out", "x.hdf5"], "Did you mean 'Lift'"),
         (["encode", "nowhere.hdf5"], "No demonstrations at"),
         (["eval", "nowhere"], "Train one"),
-        (["report", "nowhere"], "not a finished run"),
+        (["report", "nowhere"], "No folder nowhere"),
         (["train", "nowhere.hdf5", "--out", "o"], "No demonstrations at"),
         (["train", "nowhere.hdf5"], "Add --out"),
         (["train", "nowhere.hdf5", "--out", "o", "--collect.demos", "3"], "--collect.demos is not read here"),
