@@ -85,7 +85,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         for what, names in (("cameras", cameras), ("extras", extras)):
             if isinstance(names, str):
                 raise InvalidInput(f"{what} is {names!r}; expected several names, e.g. ({names!r},)")
-        if not isinstance(frame_size, int):
+        if not isinstance(frame_size, (int, np.integer)):
             raise InvalidInput(f"frame_size is {frame_size!r}; expected a whole number: frames are square")
         self.cameras = tuple(cameras) if cameras else task.cameras
         if render_frames:

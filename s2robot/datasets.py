@@ -111,7 +111,7 @@ def write_dataset(
                 f"{parts.folder} holds episodes of an unfinished collection into {path}. Finish it, choose another"
                 f" file, or give it up: rm -r {parts.folder}"
             )
-        seeds: list[int] = []
+        seeds: dict[int, None] = {}  # in the order given
         try:
             for episode in episodes:
                 if not isinstance(episode, Episode):
@@ -123,10 +123,10 @@ def write_dataset(
                         f"Two episodes have the seed {episode.seed}; expected one each, by which they go"
                     )
                 parts.write(episode)
-                seeds.append(episode.seed)
+                seeds[episode.seed] = None
             if not seeds:
                 raise InvalidInput(f"No episodes were given for {path}")
-            return merge(parts, path, env_args, camera_names, seeds)
+            return merge(parts, path, env_args, camera_names, list(seeds))
         except BaseException:
             parts.remove()
             raise

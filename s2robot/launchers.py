@@ -78,7 +78,7 @@ class Here:
         cpus: int = 1,
         feed: Callable[[Item], Any] | None = None,
     ) -> Generator[tuple[Item, Result], None, None]:
-        with one_thread():
+        with as_in_a_worker():
             tool = make()
             try:
                 for item in items:
@@ -89,8 +89,8 @@ class Here:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """As in every worker: another number of threads may sum in another order."""
+def as_in_a_worker() -> Iterator[None]:
+    """On one thread of torch's: another number of them may sum in another order."""
     import torch
 
     before = torch.get_num_threads()

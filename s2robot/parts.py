@@ -51,15 +51,15 @@ class EpisodeParts:
             self._hold_to(json.loads(json.dumps(plain(settings))))
 
     def _hold_to(self, settings: dict[str, Any]) -> None:
-        path = self.folder / "settings.json"
-        if not path.exists() and (found := self.seeds_done()):
-            raise InvalidInput(
-                f"{self.folder} holds {len(found)} episodes of nobody knows what: it says no settings. Remove it, or"
-                f" write elsewhere: rm -r {self.folder}"
-            )
-        if not path.exists() or not self.seeds_done():  # nothing was made by what it says
+        path, done = self.folder / "settings.json", self.seeds_done()
+        if not done:  # nothing was made by what it says
             write_json(path, settings)
             return
+        if not path.exists():
+            raise InvalidInput(
+                f"{self.folder} holds {len(done)} episodes of nobody knows what: it says no settings. Remove it, or"
+                f" write elsewhere: rm -r {self.folder}"
+            )
         kept = read_json(path, remedy=f"Start the collection afresh: rm -r {self.folder}")
         if kept != settings:
             names = sorted(name for name in {*kept, *settings} if kept.get(name) != settings.get(name))

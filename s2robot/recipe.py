@@ -32,7 +32,7 @@ class PretrainConfig:
     # frames
     source: str = ""  # a folder or file to read, see s2robot.footage; none: scenes are rendered
     scenes: str = "lift"  # kind of scenes to render
-    frames: int = 12_000  # so many; of a source, at most so many
+    frames: int = 12_000  # so many; of a source, at most so many; of an X.npy, so many to train on
     every: int = 5  # of videos and demonstrations, take every n-th frame
     square: str = "random"  # of frames that are not square: a "random" one or the one at the "centre"
     frame_size: int = 256  # pixels: the largest scale the encoder will look at

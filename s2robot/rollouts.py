@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from s2robot import engines, files, locks, registry, seals
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
-from s2robot.launchers import LOCAL, Launcher, one_thread
+from s2robot.launchers import LOCAL, Launcher, as_in_a_worker
 from s2robot.parcels import Parcel
 from s2robot.seeds import EVALUATION_SEED
 from s2robot.types import FRAMES, Policy
@@ -117,7 +117,7 @@ def _success(info: dict[str, Any], *, over: bool) -> Any:
 
 def record_episode(policy: Policy, env: gymnasium.Env[Any, Any], seed: int) -> NDArray[np.uint8]:
     """Run one episode again and keep every frame of it, (L, V, H, W, 3): the same episode `evaluate` counted."""
-    with one_thread():  # as it was run: with more, a sum may end in another bit and a grasp in a miss
+    with as_in_a_worker():  # else a sum may end in another bit, and a grasp in a miss
         observation, _ = env.reset(seed=seed)
         policy.reset()
         frames, over = [observation[FRAMES]], False

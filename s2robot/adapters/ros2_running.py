@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from s2robot.adapters.ros2_parameters import declare
-from s2robot.errors import InvalidInput, require
+from s2robot.errors import InvalidInput, S2RobotError, require
 
 Config = TypeVar("Config")
 PATIENCE = 10.0  # seconds that a worker gets to finish what it is at
@@ -38,7 +38,7 @@ def run(
 
     Raises:
         InvalidInput: ROS refuses a name or an argument.
-        S2RobotError: its parameters are wrong, or its work failed.
+        S2RobotError: its parameters are wrong, its work failed, or ROS does not start.
         MissingExtra: rclpy is not installed.
     """
     rclpy = require("rclpy", extra="ros2", purpose="A ROS 2 node")
@@ -67,8 +67,10 @@ def run(
 def _start(rclpy: Any, ros: Sequence[str]) -> None:
     try:
         rclpy.init(args=["s2robot", *(["--ros-args", *ros] if ros else [])])
-    except Exception as error:
+    except Exception as error:  # RCLError, which has no public name, and some for kinds of arguments
         words = str(error).partition(", at /")[0]  # without where in its sources
+        if not ros:
+            raise S2RobotError(f"ROS 2 does not start: {words}") from error
         raise InvalidInput(f"ROS 2 does not start with --ros-args {' '.join(ros)}: {words}") from error
 
 
