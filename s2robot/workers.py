@@ -177,7 +177,10 @@ def stop(pool: ProcessPoolExecutor) -> None:
     for process in processes:
         process.join(timeout=5)
         process.kill()  # who is stopped, or hangs in the kernel, does not hear the first
-        process.join(timeout=5)
+        deadline = time.monotonic() + 5
+        # `join` would not wait: the pool's own thread may have been told of the end, and not yet have written it down.
+        while process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
 
 
 @contextlib.contextmanager

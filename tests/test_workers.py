@@ -10,6 +10,8 @@ import time
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -148,3 +150,14 @@ def test_waiting_for_a_worker_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(workers, "GRACE", 0.5)
     monkeypatch.setattr(workers, "HANGS", 1)
     assert len(list(workers.work(partial(make, 0), slowly, range(30), 1, patience=30.0))) == 30
+
+
+def test_a_worker_whose_end_another_thread_was_told_of_is_waited_for() -> None:
+    """`join` returns at once where the pool's thread took the exit code and has not yet written it down."""
+    alive = iter([True, True, False])
+    ended = SimpleNamespace(
+        terminate=lambda: None, kill=lambda: None, join=lambda timeout: None, is_alive=alive.__next__
+    )
+    pool: Any = SimpleNamespace(_processes={1: ended}, shutdown=lambda **_: None)
+    workers.stop(pool)
+    assert list(alive) == []
