@@ -54,7 +54,7 @@ class PretrainConfig:
     whole_share: float = 0.4  # whole frames at base size
     tile_share: float = 0.4  # one tile of a larger scale
     crop_share: float = 0.2  # a square the size of the finest tile, anywhere
-    resized_share: float = 0.0  # a square of any size from the base size up, brought to base size
+    resized_share: float = 0.0  # a square of any size from the base size up (steps of 8), brought to it
     flip: bool = False  # mirror every other view
     # optimisation
     batch: int = 64  # views (or frames, when merged) a step, over all processes

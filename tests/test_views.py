@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from s2robot.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from s2robot.catalogue import IMAGENET_MEAN, IMAGENET_STD, PlainViT
+from s2robot.preprocess import resize_frames
 from s2robot.recipe import PretrainConfig
 from s2robot.views import Cuts, cut_squares, develop, draw_cuts, draw_noise
 
@@ -78,6 +79,18 @@ def test_views_of_any_size_keep_what_they_show(frames: np.ndarray) -> None:
     cuts = draw_cuts(9, PretrainConfig(whole_share=0, tile_share=0, crop_share=0, resized_share=1), _rng())
     images = pixels(flat, cuts, 128)
     np.testing.assert_allclose(images, np.broadcast_to(cuts.frame[:, None, None, None] * 20, images.shape), atol=0.01)
+
+
+def test_views_of_any_size_are_what_the_encoder_would_make_of_them(frames: np.ndarray) -> None:
+    cuts = draw_cuts(9, PretrainConfig(whole_share=0, tile_share=0, crop_share=0, resized_share=1), _rng())
+    assert set((cuts.side - 128) % 8) == {0}
+    assert len(set(cuts.side)) > 12
+    contract = PlainViT(128, 4, 1, 1, "area").contract
+    images = pixels(frames, cuts, 128)
+    for image, k, y, x, side in zip(images, cuts.frame, cuts.top, cuts.left, cuts.side, strict=True):
+        square = torch.from_numpy(frames[k, y : y + side, x : x + side]).permute(2, 0, 1)[None].float()
+        expected = resize_frames(square, (128, 128), contract)[0].permute(1, 2, 0)
+        torch.testing.assert_close(image, expected, rtol=0, atol=0.01)
 
 
 def test_half_of_the_views_are_mirrored_when_asked(frames: np.ndarray) -> None:
