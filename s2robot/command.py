@@ -76,7 +76,8 @@ def launcher(parser: argparse.ArgumentParser, what: str) -> None:
         "--launcher",
         default="local",
         metavar="WHO",
-        help=f"who does the work, where {what}: local (default), ray, ray://HOST:10001, slurm:workers=64,partition=CPU",
+        help=f"who does the work, where {what}: local (default), here (this process), ray, ray://HOST:10001, "
+        "slurm:workers=64,partition=CPU",
     )
 
 

@@ -16,7 +16,7 @@ from s2robot.errors import UnknownName
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-NAMES = ("local", "ray", "slurm")
+NAMES = ("local", "here", "ray", "slurm")
 
 
 class Launcher(Protocol):
@@ -106,7 +106,7 @@ _in_processes = workers.work
 
 
 def find_launcher(words: str, workers: int | None = None) -> Launcher:
-    """The launcher that `--launcher` names: local, ray, ray://HOST:10001, slurm:partition=cpu,workers=64.
+    """The launcher that `--launcher` names: local, here, ray, ray://HOST:10001, slurm:partition=cpu,workers=64.
 
     Args:
         workers: of Ray or Slurm at most so many.
@@ -116,8 +116,8 @@ def find_launcher(words: str, workers: int | None = None) -> Launcher:
         MissingExtra: its package is not installed.
     """
     name = words.partition(":")[0]
-    if name == "local":
-        return LOCAL
+    if name in ("local", "here"):
+        return LOCAL if name == "local" else HERE
     if name == "ray":
         from s2robot.ray_launcher import RayLauncher
 

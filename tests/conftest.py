@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from s2robot import launchers
+
 # Traced graphs are kept beside the checkout: never in the home of whoever runs the tests, and traced once for all.
 os.environ.setdefault("S2ROBOT_CACHE", str(Path(__file__).resolve().parents[1] / ".cache"))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker processes, each of which takes seconds to begin: for tests that are not about them."""
+    monkeypatch.setattr(launchers.Local, "work", launchers.Here.work)
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,7 @@ def test_this_machine_answers_the_same(launcher: Launcher) -> None:
 
 
 def test_a_launcher_is_found_by_its_words_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_launcher("local") is LOCAL
+    assert find_launcher("local") is LOCAL and find_launcher("here") is HERE
     slurm = find_launcher("slurm:partition=cpu,timeout_min=60,workers=64,folder=/shared/jobs")
     assert isinstance(slurm, SlurmLauncher) and (slurm.workers, slurm.folder) == (64, Path("/shared/jobs"))
     assert slurm.parameters == {"slurm_partition": "cpu", "timeout_min": 60}

@@ -16,6 +16,7 @@ from s2robot.collect import SEEDS_PER_RUN, CollectConfig, Disturbance, _first_su
 from s2robot.encoder import EncoderConfig
 from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.errors import CorruptFile, InvalidInput
+from s2robot.launchers import HERE
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.rollouts import (
     EvalConfig,
@@ -55,7 +56,7 @@ class ExpertPolicy:
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    dataset = collect(CollectConfig(demos=2, frame_size=128, workers=1), folder / "demos.hdf5")
+    dataset = collect(CollectConfig(demos=2, frame_size=128), folder / "demos.hdf5", launcher=HERE)
     store = encode_dataset(dataset.path, ENCODER, folder / "features", stride=4, workers=1)
     return train(dataset, store, ENCODER, BCConfig(), TrainConfig(steps=5, batch=8), folder / "policy")
 
@@ -99,8 +100,8 @@ def test_evaluation_is_the_same_in_any_number_of_processes_and_resumes(policy_fo
     def outcome(results: list) -> list:
         return [(r.seed, r.success, r.steps, r.reward) for r in results]
 
-    config = EvalConfig(episodes=3, fidelity="fast", workers=1)
-    alone = evaluate(policy_folder, config, tmp_path / "alone.jsonl")
+    config = EvalConfig(episodes=3, fidelity="fast")
+    alone = evaluate(policy_folder, config, tmp_path / "alone.jsonl", launcher=HERE)
     torn = (tmp_path / "alone.jsonl").read_bytes()
     (tmp_path / "two.jsonl").write_bytes(torn[: len(torn) // 2])  # as a kill would leave it
     kept = len(read_results(tmp_path / "two.jsonl"))
@@ -187,7 +188,7 @@ def test_other_ways_to_execute_have_their_own_log_and_act_differently(policy_fol
     base = EvalConfig(episodes=1, seed=7, fidelity="fast", workers=1)
     found = {}
     for config in (base, replace(base, execute=2), replace(base, ensemble=True)):
-        found[config.label] = evaluate(policy_folder, config, tmp_path / config.label)[0]
+        found[config.label] = evaluate(policy_folder, config, tmp_path / config.label, launcher=HERE)[0]
     assert set(found) == {"fast", "fast-execute2", "fast-ensemble"}
     looks = [len(result.ms["act"]) / result.steps for result in found.values()]
     assert looks == pytest.approx([1 / 4, 1 / 2, 1], abs=0.05)
@@ -207,7 +208,7 @@ def test_the_best_snapshot_is_kept_beside_the_last(policy_folder: Path, tmp_path
         for seed in (config.seed, config.seed + 1):
             lines.write({"seed": seed, "success": True, "steps": 9, "reward": 1.0, "ms": {}})
     (run / "policy" / "snapshots" / "000002" / "policy.safetensors").write_bytes(b"the winner's")
-    assert select(run, config) == run / "best"
+    assert select(run, config, launcher=HERE) == run / "best"
     assert (run / "best" / "policy" / "policy.safetensors").read_bytes() == b"the winner's"
     table = files.read_json(run / "validation.json")
     assert table["best"] == "000002" and [row["snapshot"] for row in table["snapshots"]] == ["000002", "000004", "last"]
@@ -216,7 +217,7 @@ def test_the_best_snapshot_is_kept_beside_the_last(policy_folder: Path, tmp_path
     with files.JsonLines(log) as lines:
         for row in lost:
             lines.write(row)
-    select(run, config)
+    select(run, config, launcher=HERE)
     assert files.read_json(run / "validation.json")["best"] == "last"
 
 
@@ -250,7 +251,7 @@ def test_a_page_leaves_the_demos_own_and_needs_no_engine_but_the_one_asked_for(
     files.write_json(run / "policy" / "policy.json", description)
     monkeypatch.setitem(sys.modules, "openvino", None)  # as where it is not installed
     files.write_json(run / "summary.json", {"stages": [], "baselines": []})
-    words = ["eval", str(run), "--episodes", "1", "--seed", "7", "--workers", "1", "--engine", "torch", "--report"]
+    words = ["eval", str(run), "--episodes", "1", "--seed", "7", "--launcher", "here", "--engine", "torch", "--report"]
     assert cli.main(words) == 0
     assert files.read_json(run / "summary.json") == {"stages": [], "baselines": []}
     assert files.read_json(run / "exact" / "summary.json")["episodes"] == 1 and (run / "exact" / "report.html").exists()
@@ -260,7 +261,7 @@ def test_an_evaluation_on_validation_seeds_says_so(
     policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(policy_folder, tmp_path / "policy")
-    words = ["eval", str(tmp_path), "--episodes", "1", "--fidelity", "fast", "--workers", "1", "--json"]
+    words = ["eval", str(tmp_path), "--episodes", "1", "--fidelity", "fast", "--launcher", "here", "--json"]
     for seed, use in ((7, "evaluation"), (VALIDATION_SEED, "validation")):
         assert cli.main([*words, "--seed", str(seed)]) == 0
         printed = capsys.readouterr()
@@ -277,7 +278,7 @@ def test_an_evaluation_that_cannot_begin_leaves_nothing(policy_folder: Path, tmp
 
 def test_episodes_of_other_weights_are_not_counted(policy_folder: Path, tmp_path: Path) -> None:
     config, log = EvalConfig(episodes=1, seed=7, fidelity="fast", workers=1), tmp_path / "log.jsonl"
-    (found,) = evaluate(policy_folder, config, log)
+    (found,) = evaluate(policy_folder, config, log, launcher=HERE)
     assert evaluate(policy_folder, config, log) == [found] and found.weights
     again = Path(shutil.copytree(policy_folder, tmp_path / "again"))
     (again / "policy.safetensors").write_bytes((again / "policy.safetensors").read_bytes() + b" ")

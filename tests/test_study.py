@@ -38,6 +38,7 @@ def written(path: Path, **other: Any) -> str:
 
 
 @pytest.mark.sim
+@pytest.mark.usefixtures("in_this_process")
 def test_a_study_trains_and_judges_every_arm_on_the_same_seeds_and_goes_on_where_it_was(tmp_path: Path) -> None:
     source, out = written(tmp_path / "small.yaml", vary="train.demos", levels=[2, 3]), tmp_path / "out"
     words = ["study", source, "--out", str(out)]
