@@ -19,6 +19,7 @@ from pathlib import Path
 
 from s2robot import files
 from s2robot.errors import S2RobotError
+from s2robot.remote import shown
 
 
 class Occupied(S2RobotError):
@@ -87,7 +88,7 @@ def _same(descriptor: int, lock: Path) -> bool:
 
 def _holder() -> str:
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    said = {"process": os.getpid(), "host": socket.gethostname(), "since": since, "command": sys.argv}
+    said = {"process": os.getpid(), "host": socket.gethostname(), "since": since, "command": list(map(shown, sys.argv))}
     return json.dumps(said) + "\n"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,23 @@ from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
 
 # What shows that a file is another now, in the words of S3, HTTP, Google's and Azure's stores, SFTP and disks.
 _TIMES = ("LastModified", "Last-Modified", "last_modified", "modified", "mtime", "updated", "created")
+READ_ONLY = ("http", "https")
 TELLS = ("name", "size", "ETag", "etag", "Content-MD5", *_TIMES)
 
 
 def is_remote(path: str | Path) -> bool:
     """Is this an address? Ask before making it a `Path`, which takes a slash from it."""
     return "://" in str(path)
+
+
+def shown(address: str) -> str:
+    """An address as it may be printed and kept: without what may be a secret, a web address's query and who asks."""
+    scheme, found, rest = address.partition("://")
+    if not found:
+        return address
+    host, slash, path = rest.partition("/")
+    query = "?" if scheme in READ_ONLY else None
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition(query)[0] if query else path}"
 
 
 def local(path: str | Path) -> Path:
@@ -45,13 +57,18 @@ def exists(address: str) -> bool:
 
 
 def beside(path: str | Path, name: str) -> str | Path:
-    """Another name in the same folder."""
-    return f"{str(path).rstrip('/').rpartition('/')[0]}/{name}" if is_remote(path) else Path(path).parent / name
+    """Another name in the same folder; of a web address, which cannot be written to, one in the cache."""
+    if not is_remote(path):
+        return Path(path).parent / name
+    address = str(path)
+    if address.partition("://")[0] in READ_ONLY:
+        return files.cache_folder() / name / _short(shown(address))
+    return f"{address.rstrip('/').rpartition('/')[0]}/{name}"
 
 
 def outgoing(address: str) -> Path:
     """Where to make what will be stored at this address."""
-    return files.cache_folder() / "outgoing" / _short(address) / address.rstrip("/").rpartition("/")[2]
+    return files.cache_folder() / "outgoing" / _short(address) / _name(address)
 
 
 def store(source: Path, address: str) -> None:
@@ -68,7 +85,7 @@ def folder(address: str, names: Sequence[str]) -> Path:
     """A folder with copies of these files of a folder, those that are there."""
     with _reaching(address) as (system, inner):
         tells = {name: _tells(system, f"{inner}/{name}") for name in names if system.exists(f"{inner}/{name}")}
-        copy = files.cache_folder() / "remote" / _short(json.dumps([address, tells])) / address.rpartition("/")[2]
+        copy = files.cache_folder() / "remote" / _short(json.dumps([address, tells])) / _name(address)
         for name in tells:
             _get(system, f"{inner}/{name}", copy / name)
         return copy
@@ -77,9 +94,9 @@ def folder(address: str, names: Sequence[str]) -> Path:
 def _fetch(address: str) -> Path:
     with _reaching(address) as (system, inner):
         if not system.exists(inner):
-            raise InvalidInput(f"There is nothing at {address}")
+            raise InvalidInput(f"There is nothing at {shown(address)}")
         tells = json.dumps([address, _tells(system, inner)])
-        copy = files.cache_folder() / "remote" / _short(tells) / address.rpartition("/")[2]
+        copy = files.cache_folder() / "remote" / _short(tells) / _name(address)
         _get(system, inner, copy)
         return copy
 
@@ -110,12 +127,21 @@ def _reaching(address: str) -> Iterator[tuple[Any, str]]:
             raise MissingExtra("s3fs", "s3", f"An address that begins with {scheme}://") from error
         raise S2RobotError(f"{scheme}:// needs a package that is not installed: {error}") from error
     except ValueError as error:  # a kind of address that it does not know
-        raise InvalidInput(f"{address}: {error}") from error
-    except Exception as error:
-        words = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InvalidInput(f"{shown(address)}: {_clean(error)}") from None
+    except Exception as error:  # noqa: BLE001 - stores raise all kinds, which say the whole address
         raise S2RobotError(
-            f"{address} cannot be reached: {words}. Is the address right, and are you let in?"
-        ) from error
+            f"{shown(address)} cannot be reached: {_clean(error) or type(error).__name__}. Is the address right, and"
+            " are you let in?"
+        ) from None
+
+
+def _clean(error: Exception) -> str:
+    """What an error says, less the secrets of addresses in it."""
+    return re.sub(r"[^\s'\"(]+://[^\s'\")]+", lambda found: shown(found[0]), " ".join(str(error).split()))[:300]
+
+
+def _name(address: str) -> str:
+    return shown(address).rstrip("/").rpartition("/")[2]
 
 
 def _short(words: str) -> str:

@@ -220,7 +220,7 @@ def _make_index(dataset: DemoDataset, encoder: Encoder, config: EncoderConfig, s
         "version": STORE_VERSION,
         "encoder": config,
         "encoder_fingerprint": encoder.fingerprint,
-        "dataset": dataset.address,
+        "dataset": remote.shown(dataset.address),
         "dataset_fingerprint": dataset.fingerprint,
         "cameras": dataset.cameras,
         "stride": stride,

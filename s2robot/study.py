@@ -229,7 +229,7 @@ def _run_study(
     _keep(study, out)
     dataset = _demonstrations(every[0].config, out, console, data, launcher)
     _same_demonstrations(dataset, out)
-    _enough(every, len(dataset), f"{dataset.address} has")
+    _enough(every, len(dataset), f"{remote.shown(dataset.address)} has")
     seen = _as_seen(every, dataset, out, console)
     done = _one_by_one if launcher is LOCAL else partial(_elsewhere, launcher)
     for number, name in enumerate(done(every, seen, study.shifts, out, console), start=1):
@@ -345,9 +345,10 @@ def _as_seen(every: Sequence[Cell], dataset: DemoDataset, out: Path, console: Co
                 render(dataset.path, path, how, report)
         drawn = seen[config.frame_size] = DemoDataset(path)
         if list(drawn.lengths) != list(dataset.lengths):
+            where = remote.shown(dataset.address)
             raise S2RobotError(
-                f"{path} has {len(drawn)} episodes, not the {len(dataset)} of {dataset.address}: an arm would learn"
-                f" from others. Why some cannot be drawn: s2robot render {dataset.address} --out another.hdf5"
+                f"{path} has {len(drawn)} episodes, not the {len(dataset)} of {where}: an arm would learn from others."
+                f" Why some cannot be drawn: s2robot render {where} --out another.hdf5"
             )
     return seen
 
@@ -357,7 +358,9 @@ def _same_demonstrations(dataset: DemoDataset, out: Path) -> None:
     path = out / "results.json"
     known = files.read_json(path)["dataset"].get("fingerprint") if path.exists() else None
     if known not in (None, dataset.fingerprint[:16]):
-        raise InvalidInput(f"{out} holds a study of other demonstrations than {dataset.address}. Choose another --out")
+        raise InvalidInput(
+            f"{out} holds a study of other demonstrations than {remote.shown(dataset.address)}. Choose another --out"
+        )
 
 
 def _demonstrations(

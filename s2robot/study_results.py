@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from s2robot import compare, files, machine, registry, statistics
+from s2robot import compare, files, machine, registry, remote, statistics
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
 from s2robot.rollouts import EpisodeResult, read_results
@@ -52,7 +52,7 @@ def tabulate(study: StudyConfig, cells: Sequence[Cell], dataset: DemoDataset, ou
         "evaluation": dataclasses.asdict(cells[0].config.eval),
         "arms": {name: _arm(name, study, cells, dataset, out) for name in study.arms},
         "rows": rows,
-        "command": shlex.join(["s2robot", *sys.argv[1:]]),
+        "command": shlex.join(["s2robot", *map(remote.shown, sys.argv[1:])]),
         "machine": machine.machine(),
         "versions": machine.versions(),
         "git": machine.git_revision(),

@@ -195,6 +195,52 @@ def test_a_web_server_will_do_for_reading(cache: Path, tmp_path: Path) -> None:
         server.shutdown()
 
 
+def test_what_a_web_address_is_let_in_by_is_neither_shown_nor_kept(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signed address: its query opens the file to whoever reads it. Features of it stay on this machine."""
+    pytest.importorskip("aiohttp", reason="pip install 'fsspec[http]'")
+    (tmp_path / "web").mkdir()
+    dataset = make_dataset(tmp_path / "web" / "a.hdf5", [9, 8])
+    handler: Any = functools.partial(_Quiet, directory=str(tmp_path / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        address = f"http://{host}/a.hdf5?X-Amz-Signature=SECRET/1"
+        opened = DemoDataset(address)
+        assert opened.fingerprint == dataset.fingerprint and opened.path.name == "a.hdf5"
+        assert pickle.loads(pickle.dumps(opened)).fingerprint == dataset.fingerprint
+        words = ["--name", "timm:test_vit", "--random_weights", "true", "--sizes", "16", "--workers", "1"]
+        assert cli.main(["encode", address, *words]) == 0
+        (done,) = cache.glob("features/*/*/done")
+        assert FeatureStore(done.parent).index["dataset"] == f"http://{host}/a.hdf5"
+        assert cli.main(["encode", address.replace("a.hdf5", "none.hdf5"), *words]) == 2
+        server.shutdown()
+    with pytest.raises(S2RobotError, match="There is nothing at") as refused:  # nor anybody by now
+        DemoDataset(address.replace("//", "//me:SECRET@"))
+    said = remote._clean(OSError("403, url='https://me:SECRET@h.org/a.hdf5?sig=SECRET'"))
+    assert said == "403, url='https://h.org/a.hdf5'"
+    told = capsys.readouterr()
+    assert f"There is nothing at http://{host}/none.hdf5" in told.err.replace("\n", "")
+    kept = b"".join(path.read_bytes() for path in cache.rglob("*") if path.is_file())
+    assert not any("SECRET" in text for text in (told.out, told.err, str(refused.value), *map(str, cache.rglob("*"))))
+    assert b"SECRET" not in kept
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://h.org/a/b.hdf5?sig=x/y#part", "https://h.org/a/b.hdf5"),
+        ("sftp://me:word@host/a b?.hdf5", "sftp://host/a b?.hdf5"),
+        ("s3://bucket/a@b/c?d.hdf5", "s3://bucket/a@b/c?d.hdf5"),
+        ("memory://x", "memory://x"),
+        ("runs/a@b?c", "runs/a@b?c"),
+    ],
+)
+def test_an_address_is_shown_without_secrets(address: str, shown: str) -> None:
+    assert remote.shown(address) == shown
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
