@@ -29,6 +29,14 @@ _log = logging.getLogger(__name__)
 VISUAL_GROUP, HIDDEN_GROUP = 1, 4
 
 
+def check_drawing(size: int, quality: str) -> None:
+    """Raises InvalidInput or UnknownName where frames cannot be drawn so."""
+    if quality not in QUALITIES:
+        raise UnknownName("render quality", quality, QUALITIES)
+    if not SMALLEST <= size <= LARGEST:
+        raise InvalidInput(f"Frames of {size} pixels cannot be rendered; use {SMALLEST} to {LARGEST}")
+
+
 class FrameRenderer:
     """Renders named cameras of one simulation to RGB frames.
 
@@ -47,10 +55,7 @@ class FrameRenderer:
     def __init__(self, model: Any, data: Any, cameras: tuple[str, ...], size: int, quality: str = "fast") -> None:
         import mujoco
 
-        if quality not in QUALITIES:
-            raise UnknownName("render quality", quality, QUALITIES)
-        if not SMALLEST <= size <= LARGEST:
-            raise InvalidInput(f"Frames of {size} pixels cannot be rendered; use {SMALLEST} to {LARGEST}")
+        check_drawing(size, quality)
         known = [model.camera(i).name for i in range(model.ncam)]
         for name in cameras:
             if name not in known:

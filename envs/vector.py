@@ -40,6 +40,7 @@ from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.envs.served import EnvProcess, Episode, SharedObservations, WorkerDied, answers
 from s2robot.envs.task import checked_actions
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName, UsageError
+from s2robot.scales import is_count
 from s2robot.types import FRAMES
 
 Observations = dict[str, NDArray[Any]]
@@ -71,8 +72,8 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def __init__(
         self, name: str, n: int, *, autoreset_mode: str | AutoresetMode = "NextStep", copy: bool = True, **options: Any
     ) -> None:
-        if n < 1:
-            raise InvalidInput(f"n is {n}; ask for at least 1 environment")
+        if not is_count(n):
+            raise InvalidInput(f"n is {n!r}; ask for at least 1 environment")
         modes = [mode.value for mode in AutoresetMode]
         if not isinstance(autoreset_mode, AutoresetMode) and autoreset_mode not in modes:
             raise UnknownName("autoreset mode", autoreset_mode, modes)

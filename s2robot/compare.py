@@ -14,6 +14,7 @@ alone know no failure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +76,9 @@ def compare(words: Sequence[str], log: str = "") -> dict[str, Any]:
     if not words:
         raise InvalidInput("No arm given; expected one or more: s2robot compare runs/a runs/b")
     arms_of = [_parse(word) for word in words]
+    _each_once("Arms of one name are", [name for name, _ in arms_of])
+    for name, runs in arms_of:
+        _each_once(f"Runs of {name} are", [str(Path(run).resolve()) for run in runs])
     _same_task([run for _, runs in arms_of for run in runs])
     logs = [(name, [_read(Path(run), log) for run in runs]) for name, runs in arms_of]
     if len({len(runs) for _, runs in logs}) > 1:
@@ -141,6 +145,11 @@ def _parse(word: str) -> tuple[str, list[str]]:
         raise InvalidInput(f"{word!r} names no run; expected RUN, RUN,RUN or NAME=RUN,RUN")
     each = [str(folder) for run in found for folder in seed_folders(Path(run)) or [Path(run)]]
     return (name if equals else found[0]), each
+
+
+def _each_once(what: str, names: Sequence[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InvalidInput(f"{what} given twice: {twice[0]}")
 
 
 def _same_task(runs: Sequence[str]) -> None:

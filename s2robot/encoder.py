@@ -32,7 +32,7 @@ from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.memory import TileMemory
 from s2robot.multiscale import average_tiles, merge_tiles, pool_to_grid, random_projection
 from s2robot.preprocess import check_frames, cut_tiles
-from s2robot.scales import FITS, Plan, Size, ascending, make_plan, sizes_of
+from s2robot.scales import FITS, Plan, Size, ascending, check_tile, is_count, make_plan, sizes_of
 from s2robot.stream import Stream
 from s2robot.types import Features
 
@@ -87,8 +87,9 @@ class EncoderConfig:
             raise InvalidInput(f"Unknown grid {self.grid!r}. Known: {', '.join(GRIDS)}, or 0 to {count - 1}")
         if self.fusion not in FUSIONS:
             raise InvalidInput(f"Unknown fusion {self.fusion!r}. Known: {', '.join(FUSIONS)}")
-        if (self.fusion == "project") != (self.width is not None) or (self.width is not None and self.width < 1):
-            raise InvalidInput(f"width={self.width} with fusion={self.fusion!r}: 'project' takes a width, others none")
+        if not (is_count(self.width) if self.fusion == "project" else self.width is None):
+            raise InvalidInput(f"width={self.width!r} with fusion={self.fusion!r}: 'project' takes a width, no other")
+        check_tile(self.tile)
         if type(self.seed) is not int or self.seed < 0:
             raise InvalidInput(f"seed is {self.seed!r}; expected a whole number from 0 on")
         if self.fit not in FITS:

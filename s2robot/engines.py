@@ -103,7 +103,9 @@ def find_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+        if chosen.type == "meta":
+            raise InvalidInput("Device 'meta' holds no numbers, so nothing computes there. Try 'cpu' or 'cuda'")
+    except (RuntimeError, TypeError) as error:
         raise InvalidInput(f"Unknown device {device!r}. Try 'cpu', 'cuda' or 'cuda:1'") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise InvalidInput(

@@ -79,6 +79,11 @@ def check_manner(fidelity: str, shift: str) -> None:
     importlib.import_module("s2robot.envs.bridge").check_manner(fidelity, shift)
 
 
+def check_drawing(size: int, quality: str) -> None:
+    """Raises InvalidInput or UnknownName where frames cannot be drawn so; see `s2robot.envs.renderer`."""
+    importlib.import_module("s2robot.envs.renderer").check_drawing(size, quality)
+
+
 def make_plain(name: str, frame_size: int = 0) -> PlainRobosuite:
     """A task as robosuite alone gives it; see `s2robot.envs.plain`."""
     return importlib.import_module("s2robot.envs.plain").PlainRobosuite(name, frame_size)  # type: ignore[no-any-return]

@@ -36,6 +36,7 @@ class RenderConfig:
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise UnknownName("model", self.model, MODELS)
+        registry.check_drawing(self.frame_size, self.quality)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ def rollout(
     """Run `episodes` episodes in this process, the k-th from `seed + k`."""
     if episodes < 1:
         raise InvalidInput(f"episodes is {episodes}; ask for at least 1")
+    if not hasattr(policy, "act"):
+        raise InvalidInput(f"The policy is a {type(policy).__name__}; expected one: s2robot.load_policy(RUN)")
     return [run_episode(policy, env, seed + k) for k in range(episodes)]
 
 
@@ -149,6 +151,9 @@ def evaluate(
     registry.check_manner(config.fidelity, config.shift)
     if config.ensemble and config.execute > 1:
         raise InvalidInput("--ensemble looks at every step: leave --execute out")
+    chunk = files.read_json(policy_folder / "policy.json").get("config", {}).get("chunk")
+    if chunk is not None and not 0 <= config.execute <= chunk:  # or met by the workers, seconds from now
+        raise InvalidInput(f"--execute is {config.execute}; this policy's chunks have {chunk} actions")
     with locks.alone(log.with_name(f".{log.name}.lock"), str(log)):
         return _evaluate(policy_folder, config, log, progress, launcher)
 

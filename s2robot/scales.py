@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 from s2robot.errors import InvalidInput
 
@@ -78,6 +80,17 @@ def ascending(name: str, values: Iterable[float], kind: type[float]) -> tuple[fl
     if list(numbers) != sorted(set(numbers)):
         raise InvalidInput(f"{name} are {given}; expected each once, coarse first: {sorted(set(numbers))}")
     return numbers
+
+
+def check_tile(tile: Any) -> None:
+    """Raises InvalidInput if the setting is neither left out nor whole pixels."""
+    if not (tile is None or is_count(tile)):
+        raise InvalidInput(f"tile is {tile!r}; expected whole pixels, e.g. 256")
+
+
+def is_count(value: Any) -> bool:
+    """Is this a whole number from 1 on?"""
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) > 0
 
 
 def sizes_of(scales: Sequence[float], base: int) -> tuple[int, ...]:

@@ -104,6 +104,8 @@ def check_observation(observation: Observation) -> None:
     Raises:
         InvalidInput: a key is missing or unknown, or has the wrong dtype, shape or a NaN.
     """
+    if not isinstance(observation, Mapping):
+        raise InvalidInput(f"An observation is a {type(observation).__name__}; expected a dict with {FRAMES!r}")
     unknown = set(observation) - set(OBSERVATION_KEYS)
     if unknown:
         raise InvalidInput(f"Unknown observation keys {sorted(unknown)}. Known: {', '.join(OBSERVATION_KEYS)}")

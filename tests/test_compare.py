@@ -177,14 +177,16 @@ def test_what_cannot_be_compared_is_refused_with_what_to_do(tmp_path: Path) -> N
     for words, said in (
         ([], "one or more"),
         ([a, b], "same --seed"),
-        ([f"{a},{a}", b], "different numbers of runs"),
+        ([f"{a},{b}", b], "different numbers of runs"),
+        ([f"x={a}", f"x={b}"], "Arms of one name are given twice: x"),
+        ([f"x={a},{a}", f"y={b},{b}"], f"Runs of x are given twice: {a}"),
         ([a, "x="], "names no run"),
         ([a, str(tmp_path)], "s2robot eval"),
     ):
         with pytest.raises(InvalidInput, match=said):
             compare(words)
     with pytest.raises(InvalidInput, match=r"logs there: episodes-exact\.jsonl"):
-        compare([a, a], "episodes-fast.jsonl")
+        compare([a, b], "episodes-fast.jsonl")
 
 
 def test_the_verb_prints_a_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

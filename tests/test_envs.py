@@ -47,6 +47,8 @@ def test_every_task_keeps_gymnasiums_contract(name: str) -> None:
         check_env(env.unwrapped, skip_render_check=True)
         observation, _ = env.reset(seed=0)
         check_observation(observation)
+        with pytest.raises(InvalidInput, match="An observation is a ndarray; expected a dict"):
+            check_observation(observation[FRAMES])
         assert env.observation_space.contains(observation)
     finally:
         env.close()

@@ -191,6 +191,10 @@ def test_a_camera_that_is_not_there_is_refused_with_those_that_are(lift: DemoDat
     assert list(tmp_path.iterdir()) == []  # nothing in the way of the next try
     with pytest.raises(UnknownName, match="file"):
         RenderConfig(model="fiel")
+    with pytest.raises(UnknownName, match="robosuite"):
+        RenderConfig(quality="fine")
+    with pytest.raises(InvalidInput, match="Frames of 4 pixels"):
+        RenderConfig(frame_size=4)
 
 
 def foreign(path: Path, *, with_model: bool = True, **changes: Any) -> tuple[Path, np.ndarray]:

@@ -78,6 +78,8 @@ def test_a_policy_that_decides_nothing_is_an_error_and_no_endless_episode(lift_e
     for play in (run_episode, record_episode):
         with pytest.raises(InvalidInput, match="chunk of 0 actions"):
             play(policy, lift_env, 0)
+    with pytest.raises(InvalidInput, match="The policy is a str"):
+        rollout("runs/lift", lift_env)  # type: ignore[arg-type]
     policy = ExpertPolicy(lift_env)
     policy.execute = 0
     with pytest.raises(InvalidInput, match="to execute 0 of"):
@@ -194,6 +196,8 @@ def test_other_ways_to_execute_have_their_own_log_and_act_differently(policy_fol
     assert looks == pytest.approx([1 / 4, 1 / 2, 1], abs=0.05)
     with pytest.raises(InvalidInput, match="looks at every step"):
         evaluate(policy_folder, replace(base, ensemble=True, execute=2), tmp_path / "x")
+    with pytest.raises(InvalidInput, match="--execute is 20; this policy's chunks have 8"):
+        evaluate(policy_folder, replace(base, execute=20), tmp_path / "x")
 
 
 def test_the_best_snapshot_is_kept_beside_the_last(policy_folder: Path, tmp_path: Path) -> None:

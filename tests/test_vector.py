@@ -248,8 +248,9 @@ def test_what_cannot_be_made_is_said_and_leaves_nothing(capfd: pytest.CaptureFix
         s2robot.make_vec_env("Lfit", 1)
     with pytest.raises(UnknownName, match="NextStep"):
         s2robot.make_vec_env("Lift", 1, autoreset_mode="NxtStep")
-    with pytest.raises(InvalidInput, match="at least 1"):
-        s2robot.make_vec_env("Lift", 0)
+    for count in (0, "2"):
+        with pytest.raises(InvalidInput, match="at least 1"):
+            s2robot.make_vec_env("Lift", count)  # type: ignore[arg-type]
     assert "Traceback" not in capfd.readouterr().err
 
 
