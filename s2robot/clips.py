@@ -132,7 +132,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def square_of(image: Image.Image, size: int, along: tuple[float, float] = (0.5, 0.5)) -> NDArray[np.uint8]:
-    """(size, size, 3) out of an image of any size and colour mode: the square of its shorter side.
+    """(size, size, 3) out of an image of any size and colour mode: the square of its shorter side, on white.
 
     along: where the square lies from left to right and from top to bottom, 0 to 1.
     """
@@ -141,6 +141,8 @@ def square_of(image: Image.Image, size: int, along: tuple[float, float] = (0.5, 
     box = (left, top, left + shorter, top + shorter)
     if image.mode.startswith(("I", "F")):  # Pillow would cut off all above 255: a white picture
         raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
+    if image.has_transparency_data:  # what it hides may have any colour
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box)
     return np.asarray(square, dtype=np.uint8)
 

@@ -22,7 +22,7 @@ from s2robot import bootstrap, files, machine
 from s2robot.bootstrap import Counts, Score
 from s2robot.encoder import EncoderConfig
 from s2robot.engines import find_device
-from s2robot.errors import InvalidInput, UnknownName
+from s2robot.errors import InvalidInput, S2RobotError, UnknownName
 from s2robot.probe_data import ProbeData, ProbeDataConfig, load_data
 from s2robot.probe_features import READOUTS, ReadOut, Subject, encode_part
 from s2robot.probe_scores import MEASURES, Measure, iou_by_label
@@ -167,6 +167,8 @@ def _judged(fitted: Fitted, probe_name: str, data: ProbeData) -> dict[str, Any]:
         measure.name: measure.count(fitted.answers[measure.answer], data.test.truth)
         for measure in measures_of(probe_name)
     }
+    if wrong := [name for name, count in counts.items() if not np.isfinite(count).all()]:
+        raise S2RobotError(f"The head's answers give no number for {wrong[0]}: its features or its fit are not finite")
     return {"chosen": fitted.chosen, "counts": counts}
 
 

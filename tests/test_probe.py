@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from small_scenes import Averager, SquareScenes, quiet, subject
 
 from s2robot import cli, files, probe_tables, probe_tasks, registry
 from s2robot import probe as probing
-from s2robot.errors import CorruptFile, InvalidInput, UnknownName
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
 from s2robot.files import read_jsonl
 from s2robot.probe import ProbeConfig, probe
 from s2robot.probe_data import ProbeData, ProbeDataConfig, Truth, load_data
@@ -284,6 +285,14 @@ def test_verb_tells_people_in_tables_and_programs_in_json(
     about = {"command", "config", "n", "data_fingerprint", "machine", "versions", "git"}
     assert result.keys() == about | {"rows", "blind", "differences"}
     assert result["command"].startswith("s2robot probe --encoders see,blind --train 120")
+
+
+def test_a_count_that_is_no_number_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = SimpleNamespace(name="depth/rmse", answer="a", count=lambda *_: np.array([[1.0, np.nan]]))
+    monkeypatch.setattr(probing, "measures_of", lambda name: [measure])
+    fitted, data = SimpleNamespace(answers={"a": 0}, chosen=None), SimpleNamespace(test=SimpleNamespace(truth=None))
+    with pytest.raises(S2RobotError, match="no number for depth/rmse"):
+        probing._judged(fitted, "depth", data)  # type: ignore[arg-type]
 
 
 def test_weights_are_called_by_name_unless_that_is_anothers_too() -> None:
