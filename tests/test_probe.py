@@ -104,7 +104,10 @@ def test_blind_answers_are_the_best_without_an_image(scenes: Path) -> None:
     np.testing.assert_allclose(answers["position"]["cls"][5], data.train.truth.cubes.mean(axis=0))
     assert answers["segmentation"]["labels"].shape == (40, 2, 64, 64)
     assert (answers["segmentation"]["labels"][:, 1] == 0).all()
-    assert answers["depth"]["depth"][0, 0, 0, 63] == 2.0
+    assert answers["depth"]["depth"][0, 0, 0, 63] == pytest.approx(2.0)
+    blind, truth = answers["depth"]["depth"][0], data.train.truth.depth
+    for other in (blind + 0.01, np.median(truth, axis=0)):  # no other constant is nearer to what was seen
+        assert ((truth - blind) ** 2).mean() <= ((truth - other) ** 2).mean() + 1e-9
     assert (answers["shape"]["map"] == np.bincount(data.train.truth.shape).argmax()).all()
 
 
