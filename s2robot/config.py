@@ -24,6 +24,9 @@ from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
 
 Config = TypeVar("Config")
 
+COMMANDS = {"rl": "s2robot rl {}", "study": "s2robot study {}", "pretrain": "s2robot pretrain --config {}"}
+"""First word of a config's name -> the command that it is for, where that is not one that trains a policy."""
+
 
 def load(schema: type[Config], source: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Build a config.
@@ -35,7 +38,7 @@ def load(schema: type[Config], source: str | None = None, overrides: Sequence[st
 
     Raises:
         UnknownName: a key that is not in the schema, with the nearest that is.
-        InvalidInput: a value of the wrong type.
+        InvalidInput: a value of the wrong type, or a config of another command.
     """
     return build(schema, _read(source) if source else {}, source or "", overrides)
 
@@ -45,6 +48,8 @@ def build(schema: type[Config], tree: dict[str, Any], where: str, overrides: Seq
     tree, known = copy.deepcopy(tree), keys(schema)
     for key in _flatten(tree):
         if key not in known:
+            if where in names() and (command := COMMANDS.get(where.partition("-")[0])):
+                raise InvalidInput(f"{where} is a config of another command: {command.format(where)}")
             raise UnknownName(f"key in {where}", key, known)
     _override(tree, known, overrides)
     for key, hint in known.items():

@@ -121,3 +121,11 @@ def test_nothing_where_a_value_must_be_is_refused(words: list[str], tmp_path: Pa
 def test_text_that_is_no_value_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         config.load(Outer, None, ["--inner.width", text])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("rl-reach", "s2robot rl rl-reach"), ("pretrain-tiny", "pretrain --config pretrain-tiny")]
+)
+def test_a_config_of_another_command_says_whose_it_is(name: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{name} is a config of another command: .*{says}"):
+        config.load(DemoConfig, name)
