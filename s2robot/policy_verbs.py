@@ -53,6 +53,10 @@ def do_train(argv: Sequence[str]) -> int:
     seeds = _seeds(options.seeds, config.train.seed)
     _one_or_many(Path(config.out), many=bool(options.seeds))
     console, dataset = Console(quiet=not ranks.find().is_first), DemoDataset(options.dataset)
+    if options.validate and not dataset.env_args.get("task"):
+        raise UsageError(
+            f"--validate rolls out, and {options.dataset} names no task of s2robot's to do it in: leave it out"
+        )
     if (launcher := find_launcher(options.launcher)) is not LOCAL:
         dataset = everywhere(dataset)
     runs = {
@@ -71,7 +75,12 @@ def do_train(argv: Sequence[str]) -> int:
                 _train_one(dataset, source, options.validate, run, Path(config.out) / name, console)
     else:
         _train_elsewhere(launcher, dataset, source, options.validate, runs, Path(config.out), console)
-    console.print(f"Now: s2robot eval {config.out}", highlight=False)
+    told = (
+        f"s2robot eval {config.out}"
+        if dataset.env_args.get("task")
+        else "s2robot.rollout(policy, env), in an env of yours"
+    )
+    console.print(f"Now: {told}", highlight=False)
     return 0
 
 

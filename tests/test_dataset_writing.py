@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from test_datasets import CAMERAS, ENV_ARGS, make_episode, write
 
-from s2robot.datasets import EpisodeParts, write_dataset
+from s2robot.datasets import DemoDataset, EpisodeParts, write_dataset
 from s2robot.errors import InvalidInput
 
 
@@ -51,3 +52,12 @@ def test_settings_that_nothing_was_made_by_bind_nobody(tmp_path: Path) -> None:
     EpisodeParts(tmp_path / "parts", {"frame_size": 64}).write(make_episode(1))
     with pytest.raises(InvalidInput, match="frame_size: 64 there, 32 now"):
         EpisodeParts(tmp_path / "parts", {"frame_size": 32})
+
+
+def test_the_documents_way_to_a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs/datasets.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "datasets.md", "exec"), made := {})
+    assert len(made["dataset"]) == 5 and made["dataset"].cameras == ("front", "wrist")
+    np.testing.assert_array_equal(DemoDataset("my-robot.hdf5").episode(3).actions, made["recorded"](3)["actions"])

@@ -28,16 +28,15 @@ SMALL = ["--kind", "cnn", "--policy.widths", "16", "--policy.size", "32", "--pol
 SMALL += ["--train.steps", "2", "--train.batch", "8"]
 
 
-def demos(path: Path, first: int, count: int = 2) -> DemoDataset:
+def demos(path: Path, first: int, count: int = 2, task: str | None = "Lift") -> DemoDataset:
     def episode(seed: int) -> Episode:
         rng = np.random.default_rng(seed)
         actions = rng.uniform(-1, 1, (5, 4)).astype(np.float32)
         frames, state = rng.integers(0, 255, (5, 2, 32, 32, 3), np.uint8), rng.normal(size=(5, 3)).astype(np.float32)
         return Episode(seed, True, frames, state, actions, actions.copy(), np.zeros(5, np.float32), None)
 
-    return write_dataset(
-        path, [episode(first + k) for k in range(count)], {"task": "Lift", "robot": "Panda"}, ["a", "b"]
-    )
+    env_args = {"task": task, "robot": "Panda"} if task else {}
+    return write_dataset(path, [episode(first + k) for k in range(count)], env_args, ["a", "b"])
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +221,14 @@ def test_a_folder_holds_one_run_or_one_a_seed(dataset: Path, tmp_path: Path) -> 
     assert not list(many.rglob("episodes*"))
 
 
-def test_a_policy_of_no_task_of_ours_is_not_rolled_out() -> None:
+def test_a_policy_of_no_task_of_ours_is_not_rolled_out(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(InvalidInput, match="name no task"):
         make_env_for({"task": None}, "fast")
+    own = demos(tmp_path / "own.hdf5", 0, task=None).path
+    assert train_in(tmp_path / "run", own, "--validate", "2") == 2
+    assert "--validate rolls out" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert train_in(tmp_path / "run", own) == 0
+    assert "Now: s2robot.rollout(policy, env)" in capsys.readouterr().out
 
 
 def test_evaluation_seeds_are_not_negative(tmp_path: Path) -> None:
