@@ -225,7 +225,7 @@ def test_a_policy_of_no_task_of_ours_is_not_rolled_out(tmp_path: Path, capsys: A
     with pytest.raises(InvalidInput, match="name no task"):
         make_env_for({"task": None}, "fast")
     own = demos(tmp_path / "own.hdf5", 0, task=None).path
-    assert train_in(tmp_path / "run", own, "--validate", "2") == 2
+    assert train_in(tmp_path / "run", own, "--validate", "2", "--train.snapshots", "1", "--train.steps", "9") == 2
     assert "--validate rolls out" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert train_in(tmp_path / "run", own) == 0
     assert "Now: s2robot.rollout(policy, env)" in capsys.readouterr().out
