@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from test_dataset_view import damage_frames
 from test_datasets import CAMERAS, make_episode, robomimic_file, write
 
-from s2robot import cli, locks
+from s2robot import cli, convert, locks
 from s2robot.convert import to_s2robot
 from s2robot.datasets import DemoDataset, EpisodeParts, write_dataset
 from s2robot.errors import InvalidInput, OutOfSpace, S2RobotError
@@ -63,6 +64,17 @@ def test_a_stopped_conversion_goes_on_and_another_is_not_mixed_in(tmp_path: Path
     changed = write(source.path, [5, 2, 10])
     with pytest.raises(InvalidInput, match=r"other settings \(content"):
         to_s2robot(changed, tmp_path / "c.hdf5")
+
+
+def test_a_folder_that_changed_is_another_source(tmp_path: Path) -> None:
+    (tmp_path / "data/.cache").mkdir(parents=True)
+    (tmp_path / "data/a.parquet").write_bytes(b"one")
+    before = convert._listing(tmp_path)
+    (tmp_path / "data/.cache/x").write_bytes(b"any")
+    assert convert._listing(tmp_path) == before
+    (tmp_path / "data/a.parquet").write_bytes(b"two")
+    os.utime(tmp_path / "data/a.parquet", ns=(1, 1))
+    assert convert._listing(tmp_path) != before
 
 
 def test_parts_named_by_seed_are_not_taken_for_parts_named_by_number(
