@@ -23,6 +23,7 @@ Score = Callable[[Counts], Counts]
 """Summed counts (..., k) to scores (...)."""
 
 DRAWS = 2000
+WEIGHTS = 4_000_000  # of scenes in draws that are held in memory at once
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,13 @@ def resample(counts: Counts, score: Score, draws: int = DRAWS) -> Counts:
     """
     seeds, scenes = counts.shape[:2]
     rng = np.random.default_rng(0)
-    weights = rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=draws).astype(np.float64)  # (draws, n)
-    scores = np.stack([score(weights @ each) for each in counts])  # (K, draws)
+    at_once = max(1, WEIGHTS // scenes)  # the same draws however many are made at once
+    summed = [
+        rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=min(at_once, draws - start)).astype(np.float64)
+        @ counts
+        for start in range(0, draws, at_once)
+    ]
+    scores = score(np.concatenate(summed, axis=1))  # (K, draws)
     middle = scores.mean(axis=0)
     if seeds == 1:
         return np.asarray(middle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from s2robot import bootstrap
 from s2robot.bootstrap import estimate, paired_difference, resample
 from s2robot.errors import InvalidInput
 from s2robot.probe_scores import ratio
@@ -73,6 +74,13 @@ def test_pairing_sees_what_two_intervals_hide() -> None:
 def test_same_counts_give_the_same_numbers() -> None:
     counts = counts_of(np.random.default_rng(5).normal(size=(3, 50)))
     assert estimate(counts, ratio) == estimate(counts.copy(), ratio)
+
+
+def test_draws_are_the_same_however_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.random.default_rng(1).normal(size=(3, 40, 2))
+    whole = resample(counts, lambda sums: sums[..., 0])
+    monkeypatch.setattr(bootstrap, "WEIGHTS", 130)
+    np.testing.assert_allclose(resample(counts, lambda sums: sums[..., 0]), whole, atol=1e-12)
 
 
 def test_what_cannot_be_resampled_is_refused() -> None:
