@@ -144,7 +144,7 @@ def _parse(word: str) -> tuple[str, list[str]]:
     if not found:
         raise InvalidInput(f"{word!r} names no run; expected RUN, RUN,RUN or NAME=RUN,RUN")
     each = [str(folder) for run in found for folder in seed_folders(Path(run)) or [Path(run)]]
-    return (name if equals else found[0]), each
+    return (name if equals else found[0].rstrip("/")), each
 
 
 def _each_once(what: str, names: Sequence[str]) -> None:

@@ -52,7 +52,7 @@ def _to_s2robot(
     seeds = {k: int(said[k]) if has_seeds else k for k in chosen}
     settings = {"source": str(source.path.absolute()), "steps": source.total, "cameras": source.cameras}
     settings["by"] = "seeds" if has_seeds else "numbers"  # what names an episode's part
-    settings["content"] = _content(source)  # the same path with other content is another source
+    settings["content"] = _content(source, path)  # the same path with other content is another source
     parts = EpisodeParts(path.with_name(path.name + ".parts"), settings | {"env_args": source.env_args})
     with parts.none_left_empty():
         damaged = _write_all(source, seeds, parts, report)
@@ -65,19 +65,22 @@ def _to_s2robot(
     return merge(parts, path, env_args, source.cameras, kept), damaged
 
 
-def _content(source: Demonstrations) -> str:
+def _content(source: Demonstrations, path: Path) -> str:
     if not isinstance(source, DemoDataset):
-        return _listing(source.path)
+        return _listing(source.path, path)
     try:
         return source.fingerprint
     except CorruptFile:  # what is left of it is converted
         return seals.digest_once(source.path)
 
 
-def _listing(folder: Path) -> str:
-    """Of LeRobot's many large files names, sizes and times tell enough; hidden ones are its caches."""
+def _listing(folder: Path, out: Path) -> str:
+    """Of LeRobot's many large files names, sizes and times tell enough. Caches are hidden; `out` may be inside."""
     inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    there = {name: path.stat() for name, path in inside.items() if not any(part[0] == "." for part in name.parts)}
+    ours = (".", out.name)
+    there = {
+        name: path.stat() for name, path in inside.items() if not any(part.startswith(ours) for part in name.parts)
+    }
     told = [(str(name), stat.st_size, stat.st_mtime_ns) for name, stat in there.items()]
     return hashlib.sha256(repr(told).encode()).hexdigest()
 

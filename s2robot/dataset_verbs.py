@@ -49,7 +49,7 @@ def do_view(argv: Sequence[str]) -> int:
     count = len(dataset)
     chosen = dataset_view.choose(options.episodes, count) if options.episodes else dataset_view.spread(count, SHOWN)
     summary = dataset_view.summarize(dataset)
-    path = Path(options.dataset)
+    path = Path(dataset.path.name if remote.is_remote(options.dataset) else options.dataset)
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}-view")
     pictures: list[Path] = []
     if summary["frame_size"][0]:
@@ -119,7 +119,9 @@ def do_convert(argv: Sequence[str]) -> int:
         raise InvalidInput("--features and --instruction are for LeRobot's layout: with --to lerobot")
     source, console = _source(options.dataset, cameras, scale_actions=options.scale_actions), Console()
     if options.to == "s2robot" and cameras and not is_lerobot(options.dataset):
-        raise InvalidInput(f"{options.dataset} keeps all its cameras with --to s2robot. Leave --cameras out")
+        raise InvalidInput(
+            f"{remote.shown(options.dataset)} keeps all its cameras with --to s2robot. Leave --cameras out"
+        )
     episodes = dataset_view.choose(options.episodes, len(source)) if options.episodes else None
     with progress.bar("convert", console) as report:
         if options.to == "s2robot":

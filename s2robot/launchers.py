@@ -116,8 +116,8 @@ def find_launcher(words: str, workers: int | None = None) -> Launcher:
         MissingExtra: its package is not installed.
     """
     name = words.partition(":")[0]
-    if name in ("local", "here"):
-        return LOCAL if name == "local" else HERE
+    if words in ("local", "here"):
+        return LOCAL if words == "local" else HERE
     if name == "ray":
         from s2robot.ray_launcher import RayLauncher
 

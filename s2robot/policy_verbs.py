@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from s2robot import command, files, progress, remote, statistics
+from s2robot import command, files, progress, registry, remote, statistics
 from s2robot import config as configuration
-from s2robot.errors import InvalidInput, UsageError
+from s2robot.errors import InvalidInput, UnknownName, UsageError
 from s2robot.launchers import HERE, LOCAL, Launcher, find_launcher
 from s2robot.runs import SEED_FOLDER, seed_folders
 
@@ -53,11 +53,10 @@ def do_train(argv: Sequence[str]) -> int:
     seeds = _seeds(options.seeds, config.train.seed)
     _one_or_many(Path(config.out), many=bool(options.seeds))
     console, dataset = Console(quiet=not ranks.find().is_first), DemoDataset(options.dataset)
-    if options.validate and not dataset.env_args.get("task"):
-        raise UsageError(
-            f"--validate rolls out, and {options.dataset} names no task of s2robot's to do it in: leave it out"
-        )
-    if (launcher := find_launcher(options.launcher)) is not LOCAL:
+    if options.validate and not _has_task(dataset):
+        where = remote.shown(options.dataset)
+        raise UsageError(f"--validate rolls out, and {where} names no task of s2robot's to do it in: leave it out")
+    if (launcher := find_launcher(options.launcher)) not in (LOCAL, HERE):
         dataset = everywhere(dataset)
     runs = {
         SEED_FOLDER.format(seed) if options.seeds else ".": dataclasses.replace(
@@ -69,19 +68,24 @@ def do_train(argv: Sequence[str]) -> int:
         configuration.check_kept(run, Path(config.out) / name)
     source = source_of(dataset, config, remote.beside(dataset.address, "features"), console, launcher)
     _one_or_many(Path(config.out), many=bool(options.seeds))  # encoding may have taken hours
-    if launcher is LOCAL:
+    if launcher in (LOCAL, HERE):
         for name, run in runs.items():
             with alone_in(Path(config.out) / name):
-                _train_one(dataset, source, options.validate, run, Path(config.out) / name, console)
+                _train_one(dataset, source, options.validate, run, Path(config.out) / name, console, launcher)
     else:
         _train_elsewhere(launcher, dataset, source, options.validate, runs, Path(config.out), console)
-    told = (
-        f"s2robot eval {config.out}"
-        if dataset.env_args.get("task")
-        else "s2robot.rollout(policy, env), in an env of yours"
-    )
-    console.print(f"Now: {told}", highlight=False)
+    now = f"s2robot eval {config.out}" if _has_task(dataset) else "s2robot.rollout(policy, env), in an env of yours"
+    console.print(f"Now: {now}", highlight=False)
     return 0
+
+
+def _has_task(dataset: Any) -> bool:
+    """Do its demonstrations name a task that there is to roll out in?"""
+    try:
+        registry.get_task(str(dataset.env_args.get("task")), dataset.env_args.get("robot"))
+    except UnknownName:
+        return False
+    return True
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -121,14 +125,20 @@ def _train_elsewhere(
 
 
 def _train_one(
-    dataset: Any, source: Any, validate: int, config: Any, out: Path, console: Console | None = None
+    dataset: Any,
+    source: Any,
+    validate: int,
+    config: Any,
+    out: Path,
+    console: Console | None = None,
+    launcher: Launcher = HERE,
 ) -> None:
-    """Train and validate one run; without a console as a worker does, in its process alone."""
+    """Train and validate one run; by default as a worker does, in its process alone."""
     from s2robot import ranks
     from s2robot.selection import ValidationConfig, select
     from s2robot.training import train
 
-    launcher, console = LOCAL if console else HERE, console or Console(quiet=True)
+    console = console or Console(quiet=True)
     begins = not (out / "config.yaml").exists()
     configuration.keep(config, out)
     try:

@@ -276,7 +276,7 @@ PROBES: dict[str, Callable[[Evidence, int], Fitted]] = {
 
 
 def blind(truth: Truth, count: int) -> dict[str, dict[str, NDArray[Any]]]:
-    """The best answers for `count` scenes of whoever knows the training scenes and sees no image, by probe."""
+    """The best answers, by the headline score, of whoever knows the training scenes and sees no image, by probe."""
 
     def same(answer: Any) -> NDArray[Any]:
         return np.broadcast_to(answer, (count, *np.shape(answer)))
@@ -284,7 +284,8 @@ def blind(truth: Truth, count: int) -> dict[str, dict[str, NDArray[Any]]]:
     most = {name: same(np.bincount(getattr(truth, name)).argmax()) for name in ("leftmost", "shape", "contact")}
     often = np.stack([(truth.labels == k).sum(axis=0) for k in range(len(LABELS))])
     known = has_depth(truth.depth)
-    usual = np.where(known, truth.depth, truth.depth[known].mean()).mean(axis=0)  # least squares, as the RMSE asks
+    nearest = np.where(known, truth.depth, 0).sum(axis=0) / known.sum(axis=0).clip(1)  # least squares, as the RMSE asks
+    usual = np.where(known.any(axis=0), nearest, truth.depth[known].mean())
     return {
         "position": dict.fromkeys(("softmax", "map", "mean", "cls"), same(truth.cubes.mean(axis=0))),
         "segmentation": {"labels": same(often.argmax(axis=0))},

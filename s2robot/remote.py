@@ -21,8 +21,12 @@ from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
 
 # What shows that a file is another now, in the words of S3, HTTP, Google's and Azure's stores, SFTP and disks.
 _TIMES = ("LastModified", "Last-Modified", "last_modified", "modified", "mtime", "updated", "created")
-READ_ONLY = ("http", "https")
 TELLS = ("name", "size", "ETag", "etag", "Content-MD5", *_TIMES)
+READ_ONLY = ("http", "https")
+# Elsewhere what stands before an @ is a container, or an owner.
+WITH_PASSWORDS = (*READ_ONLY, "ftp", "sftp", "ssh", "s3")
+_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://"
+_ADDRESS = re.compile(_SCHEME + r"(?P<rest>[^\s'\"<>]*)")
 
 
 def is_remote(path: str | Path) -> bool:
@@ -30,14 +34,24 @@ def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-def shown(address: str) -> str:
-    """An address as it may be printed and kept: without what may be a secret, a web address's query and who asks."""
-    scheme, found, rest = address.partition("://")
-    if not found:
-        return address
+def shown(text: str) -> str:
+    """Text as it may be printed and kept: addresses in it without passwords, and web addresses without their queries.
+
+    A query may be a signature that opens the file to whoever reads it.
+    """
+    alone = re.fullmatch(_SCHEME + "(?P<rest>.*)", text, re.DOTALL)  # whatever characters it has
+    return _less_secrets(alone) if alone else _ADDRESS.sub(_less_secrets, text)
+
+
+def _less_secrets(found: re.Match[str]) -> str:
+    scheme, rest = found["scheme"], found["rest"]
+    if scheme.lower() in READ_ONLY:
+        rest = re.split(r"[?#]", rest)[0]
     host, slash, path = rest.partition("/")
-    query = "?" if scheme in READ_ONLY else None
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition(query)[0] if query else path}"
+    who, at, host = host.rpartition("@")
+    if scheme.lower() in WITH_PASSWORDS:
+        who, at = (who.partition(":")[0], at) if scheme.lower() not in READ_ONLY else ("", "")
+    return f"{scheme}://{who}{at}{host}{slash}{path}"
 
 
 def local(path: str | Path) -> Path:
@@ -57,13 +71,21 @@ def exists(address: str) -> bool:
 
 
 def beside(path: str | Path, name: str) -> str | Path:
-    """Another name in the same folder; of a web address, which cannot be written to, one in the cache."""
+    """Another name in the same folder."""
     if not is_remote(path):
         return Path(path).parent / name
-    address = str(path)
-    if address.partition("://")[0] in READ_ONLY:
-        return files.cache_folder() / name / _short(shown(address))
+    address = str(path) if is_writable(path) else re.split(r"[?#]", str(path))[0]
     return f"{address.rstrip('/').rpartition('/')[0]}/{name}"
+
+
+def is_writable(address: str | Path) -> bool:
+    """Can files be stored there? A web server only hands them out."""
+    return str(address).partition("://")[0].lower() not in READ_ONLY
+
+
+def kept(address: str) -> Path:
+    """Where to keep what cannot be stored at this address."""
+    return files.cache_folder() / "features" / _short(address.rpartition("/")[0]) / _name(address)
 
 
 def outgoing(address: str) -> Path:
@@ -127,17 +149,20 @@ def _reaching(address: str) -> Iterator[tuple[Any, str]]:
             raise MissingExtra("s3fs", "s3", f"An address that begins with {scheme}://") from error
         raise S2RobotError(f"{scheme}:// needs a package that is not installed: {error}") from error
     except ValueError as error:  # a kind of address that it does not know
-        raise InvalidInput(f"{shown(address)}: {_clean(error)}") from None
+        raise InvalidInput(f"{shown(address)}: {_clean(error, address)}") from None
     except Exception as error:  # noqa: BLE001 - stores raise all kinds, which say the whole address
+        why = _clean(error, address) or type(error).__name__
         raise S2RobotError(
-            f"{shown(address)} cannot be reached: {_clean(error) or type(error).__name__}. Is the address right, and"
-            " are you let in?"
+            f"{shown(address)} cannot be reached: {why}. Is the address right, and are you let in?"
         ) from None
 
 
-def _clean(error: Exception) -> str:
+def _clean(error: Exception, address: str) -> str:
     """What an error says, less the secrets of addresses in it."""
-    return re.sub(r"[^\s'\"(]+://[^\s'\")]+", lambda found: shown(found[0]), " ".join(str(error).split()))[:300]
+    words = shown(" ".join(str(error).replace(address, shown(address)).split()))
+    if not is_writable(address):  # their query may also stand alone
+        words = re.sub(r"\?[^\s'\"<>]+", "?...", words)
+    return words[:300]
 
 
 def _name(address: str) -> str:

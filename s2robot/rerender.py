@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from s2robot import locks, registry, workers
+from s2robot import locks, registry, remote, workers
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
 from s2robot.errors import InvalidInput, OutOfSpace, S2RobotError, UnknownName
 from s2robot.machine import versions
@@ -71,7 +71,7 @@ def _render(source: str | Path, path: Path, config: RenderConfig, progress: Prog
     ours = "task" in dataset.env_args and dataset.attribute(0, "seed") is not None
     keys = [int(dataset.attribute(k, "seed")) if ours else k for k in range(len(dataset))]
     if len(set(keys)) != len(keys):
-        raise InvalidInput(f"{source} has two episodes of one seed; seeds must differ")
+        raise InvalidInput(f"{remote.shown(str(source))} has two episodes of one seed; seeds must differ")
     config = _with_cameras(config, dataset)
     dataset.close()
     settings = {name: value for name, value in vars(config).items() if name != "workers"}
@@ -81,7 +81,9 @@ def _render(source: str | Path, path: Path, config: RenderConfig, progress: Prog
         done = [key for key in keys if key in set(parts.seeds_done())]
         if not done:
             reasons = " / ".join(list(dict.fromkeys(failed.values()))[:2])
-            raise S2RobotError(f"None of the {len(keys)} episodes of {source} could be drawn: {reasons}")
+            raise S2RobotError(
+                f"None of the {len(keys)} episodes of {remote.shown(str(source))} could be drawn: {reasons}"
+            )
     notes = _notes(dataset, ours=ours, elsewhere=sum(ELSEWHERE in parts.texts(key) for key in done))
     env_args = _env_args(dataset, config, ours=ours)
     return Rendered(merge(parts, path, env_args, config.cameras, done), failed, notes)

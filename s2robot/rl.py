@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from s2robot import config as configuration
-from s2robot import files, locks, registry, seals
+from s2robot import files, locks, registry, remote, seals
 from s2robot.adapters.features import fit_compression
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder
@@ -82,7 +82,8 @@ def learn(config: RLConfig, progress: Progress = lambda done, total, note: None)
 def _bound(config: RLConfig, out: Path) -> Iterator[None]:
     """The folder has these settings; a run that could not begin leaves none that bind the next."""
     begins = not (out / "config.yaml").exists()
-    configuration.keep(dataclasses.replace(config, out="."), out)
+    demos = dataclasses.replace(config.demos, path=remote.shown(config.demos.path))  # a signature is not kept
+    configuration.keep(dataclasses.replace(config, out=".", demos=demos), out)
     files.sweep(out, deep=True)
     try:
         yield
@@ -273,7 +274,7 @@ def _dataset(config: RLConfig) -> DemoDataset | None:
                 + ("" if wants_prior else ". To learn from nothing: --learn.demos 0")
             )
         if given and not wants:
-            raise InvalidInput(f"{config.algorithm} makes no use of {option} (now {given}): leave it out")
+            raise InvalidInput(f"{config.algorithm} makes no use of {option} (now {remote.shown(given)}): leave it out")
     if wants_prior and (config.sight.see, config.sight.kind) != ("features", "map"):
         raise InvalidInput(
             f"{config.algorithm} is shown maps of features, as its prior is: leave --see {config.sight.see} and"

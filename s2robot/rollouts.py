@@ -152,7 +152,7 @@ def evaluate(
     if config.ensemble and config.execute > 1:
         raise InvalidInput("--ensemble looks at every step: leave --execute out")
     chunk = files.read_json(policy_folder / "policy.json").get("config", {}).get("chunk")
-    if chunk is not None and not 0 <= config.execute <= chunk:  # or met by the workers, seconds from now
+    if chunk is not None and not 0 <= config.execute <= chunk:  # said before workers start
         raise InvalidInput(f"--execute is {config.execute}; this policy's chunks have {chunk} actions")
     with locks.alone(log.with_name(f".{log.name}.lock"), str(log)):
         return _evaluate(policy_folder, config, log, progress, launcher)

@@ -68,7 +68,7 @@ class FeatureStore:
                 if self.folder.is_dir()
                 else "is not there"
             )
-            raise InvalidInput(f"The feature store {folder} {state}. Type: s2robot encode --help")
+            raise InvalidInput(f"The feature store {remote.shown(str(folder))} {state}. Type: s2robot encode --help")
         self.index = _read_index(self.folder)
         self.version: int = self.index.get("augmented", {"version": 0})["version"]  # 0: of the frames as they are
         self.stride: int = self.index["stride"]
@@ -84,8 +84,8 @@ class FeatureStore:
         for version in versions:
             if _identity(version.index) != _identity(self.index):
                 raise InvalidInput(
-                    f"{version.folder} is no version of {folder}: it has another dataset, encoder or stride. Make one:"
-                    " s2robot encode --versions 1"
+                    f"{version.folder} is no version of {remote.shown(str(folder))}: it has another dataset,"
+                    " encoder or stride. Make one: s2robot encode --versions 1"
                 )
 
     def _array(self, name: str) -> Any:
@@ -169,6 +169,8 @@ def encode_dataset(
         if far and remote.exists(f"{address}/done"):
             made.append(address)
             continue
+        if far and not remote.is_writable(address):
+            far, address = False, str(remote.kept(address))
         folder = remote.outgoing(address) if far else Path(address).absolute()
         task = Task(folder, dataset.path, encoder_config, index, encoder, version, augment)
         encode = partial(encode_episodes, task, workers=workers)

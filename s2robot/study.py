@@ -231,7 +231,7 @@ def _run_study(
     _same_demonstrations(dataset, out)
     _enough(every, len(dataset), f"{remote.shown(dataset.address)} has")
     seen = _as_seen(every, dataset, out, console)
-    done = _one_by_one if launcher is LOCAL else partial(_elsewhere, launcher)
+    done = partial(_one_by_one if launcher in (LOCAL, HERE) else _elsewhere, launcher)
     for number, name in enumerate(done(every, seen, study.shifts, out, console), start=1):
         console.print(f"{number} of {len(every)}: {name}", highlight=False)
         files.write_json(out / "results.json", tabulate(study, every, dataset, out))
@@ -242,10 +242,12 @@ def _run_study(
     return out / "report.html"
 
 
-def _one_by_one(every: Sequence[Cell], seen: Seen, shifts: Sequence[str], out: Path, console: Console) -> Iterator[str]:
+def _one_by_one(
+    launcher: Launcher, every: Sequence[Cell], seen: Seen, shifts: Sequence[str], out: Path, console: Console
+) -> Iterator[str]:
     for cell in every:
         with alone_in(out / cell.folder):
-            run_cell(seen, shifts, cell, out / cell.folder, console)
+            run_cell(seen, shifts, cell, out / cell.folder, console, launcher)
         yield cell.folder
 
 
@@ -263,9 +265,16 @@ def _elsewhere(
     return do_runs(launcher, partial(run_cell, seen, shifts), runs, out, tuple(inputs))
 
 
-def run_cell(seen: Seen, shifts: Sequence[str], cell: Cell, folder: Path, console: Console | None = None) -> None:
-    """Train and judge one run, or what is missing of it; without a console as a worker does, in its process alone."""
-    config, launcher, console = cell.config, LOCAL if console else HERE, console or Console(quiet=True)
+def run_cell(
+    seen: Seen,
+    shifts: Sequence[str],
+    cell: Cell,
+    folder: Path,
+    console: Console | None = None,
+    launcher: Launcher = HERE,
+) -> None:
+    """Train and judge one run, or what is missing of it; by default as a worker does, in its process alone."""
+    config, console = cell.config, console or Console(quiet=True)
     dataset = seen[config.collect.frame_size]
     configuration.keep(dataclasses.replace(config, out=".", eval=EvalConfig()), folder)  # more episodes may follow
     if (folder / "policy" / "done").exists():  # its store may be gone by now, and is not made again for this
@@ -369,6 +378,7 @@ def _demonstrations(
     if data is not None:
         dataset = DemoDataset(data)
         if (known := dataset.env_args.get("task")) != config.collect.task:
+            data = remote.shown(str(data))
             raise InvalidInput(f"{data} has demonstrations of {known}; this study is of {config.collect.task}")
         return dataset
     registry.get_task(config.collect.task, config.collect.robot)

@@ -92,9 +92,8 @@ def do_collect(argv: Sequence[str]) -> int:
         if far:
             remote.store(out, options.out)
             shutil.rmtree(out.parent)
-    console.print(
-        f"{options.out}: {len(dataset)} demonstrations, {dataset.total} steps, cameras {', '.join(dataset.cameras)}"
-    )
+    where, cameras = remote.shown(options.out), ", ".join(dataset.cameras)
+    console.print(f"{where}: {len(dataset)} demonstrations, {dataset.total} steps, cameras {cameras}")
     return 0
 
 

@@ -69,12 +69,14 @@ def test_a_stopped_conversion_goes_on_and_another_is_not_mixed_in(tmp_path: Path
 def test_a_folder_that_changed_is_another_source(tmp_path: Path) -> None:
     (tmp_path / "data/.cache").mkdir(parents=True)
     (tmp_path / "data/a.parquet").write_bytes(b"one")
-    before = convert._listing(tmp_path)
+    before = convert._listing(tmp_path, tmp_path / "b.hdf5")
     (tmp_path / "data/.cache/x").write_bytes(b"any")
-    assert convert._listing(tmp_path) == before
+    (tmp_path / "b.hdf5.parts").mkdir()
+    (tmp_path / "b.hdf5.parts/0.hdf5").write_bytes(b"any")
+    assert convert._listing(tmp_path, tmp_path / "b.hdf5") == before
     (tmp_path / "data/a.parquet").write_bytes(b"two")
     os.utime(tmp_path / "data/a.parquet", ns=(1, 1))
-    assert convert._listing(tmp_path) != before
+    assert convert._listing(tmp_path, tmp_path / "b.hdf5") != before
 
 
 def test_parts_named_by_seed_are_not_taken_for_parts_named_by_number(

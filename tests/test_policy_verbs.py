@@ -28,14 +28,14 @@ SMALL = ["--kind", "cnn", "--policy.widths", "16", "--policy.size", "32", "--pol
 SMALL += ["--train.steps", "2", "--train.batch", "8"]
 
 
-def demos(path: Path, first: int, count: int = 2, task: str | None = "Lift") -> DemoDataset:
+def demos(path: Path, first: int, count: int = 2, task: str = "Lift") -> DemoDataset:
     def episode(seed: int) -> Episode:
         rng = np.random.default_rng(seed)
         actions = rng.uniform(-1, 1, (5, 4)).astype(np.float32)
         frames, state = rng.integers(0, 255, (5, 2, 32, 32, 3), np.uint8), rng.normal(size=(5, 3)).astype(np.float32)
         return Episode(seed, True, frames, state, actions, actions.copy(), np.zeros(5, np.float32), None)
 
-    env_args = {"task": task, "robot": "Panda"} if task else {}
+    env_args = {"task": task, "robot": "Panda"}
     return write_dataset(path, [episode(first + k) for k in range(count)], env_args, ["a", "b"])
 
 
@@ -224,7 +224,7 @@ def test_a_folder_holds_one_run_or_one_a_seed(dataset: Path, tmp_path: Path) -> 
 def test_a_policy_of_no_task_of_ours_is_not_rolled_out(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(InvalidInput, match="name no task"):
         make_env_for({"task": None}, "fast")
-    own = demos(tmp_path / "own.hdf5", 0, task=None).path
+    own = demos(tmp_path / "own.hdf5", 0, task="Pour").path
     assert train_in(tmp_path / "run", own, "--validate", "2", "--train.snapshots", "1", "--train.steps", "9") == 2
     assert "--validate rolls out" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert train_in(tmp_path / "run", own) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import pickle
 import sys
 import threading
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from test_store import FakeConfig, content, make_dataset
 
-from s2robot import cli, remote, rerender, shards
+from s2robot import cli, locks, remote, rerender, shards
 from s2robot.datasets import DemoDataset
 from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
 from s2robot.store import FeatureStore, encode_dataset
@@ -218,8 +219,6 @@ def test_what_a_web_address_is_let_in_by_is_neither_shown_nor_kept(
         server.shutdown()
     with pytest.raises(S2RobotError, match="There is nothing at") as refused:  # nor anybody by now
         DemoDataset(address.replace("//", "//me:SECRET@"))
-    said = remote._clean(OSError("403, url='https://me:SECRET@h.org/a.hdf5?sig=SECRET'"))
-    assert said == "403, url='https://h.org/a.hdf5'"
     told = capsys.readouterr()
     assert f"There is nothing at http://{host}/none.hdf5" in told.err.replace("\n", "")
     kept = b"".join(path.read_bytes() for path in cache.rglob("*") if path.is_file())
@@ -228,17 +227,35 @@ def test_what_a_web_address_is_let_in_by_is_neither_shown_nor_kept(
 
 
 @pytest.mark.parametrize(
-    ("address", "shown"),
+    ("text", "shown"),
     [
         ("https://h.org/a/b.hdf5?sig=x/y#part", "https://h.org/a/b.hdf5"),
-        ("sftp://me:word@host/a b?.hdf5", "sftp://host/a b?.hdf5"),
+        ("HTTPS://me:word@h.org:8?sig=x/y", "HTTPS://h.org:8"),
+        ("https://h.org/a#token=x", "https://h.org/a"),
+        ("https://h.org/a b.hdf5?sig=x", "https://h.org/a b.hdf5"),
+        ("--data=https://h.org/a(1).hdf5?sig=x", "--data=https://h.org/a(1).hdf5"),
+        ("simplecache::https://h.org/a?sig=x", "simplecache::https://h.org/a"),
+        ("403, url='https://h.org/a?sig=x' (no)", "403, url='https://h.org/a' (no)"),
+        ("sftp://me:word@host/a b?.hdf5", "sftp://me@host/a b?.hdf5"),
         ("s3://bucket/a@b/c?d.hdf5", "s3://bucket/a@b/c?d.hdf5"),
+        ("abfs://box@account/a.hdf5", "abfs://box@account/a.hdf5"),
         ("memory://x", "memory://x"),
         ("runs/a@b?c", "runs/a@b?c"),
     ],
 )
-def test_an_address_is_shown_without_secrets(address: str, shown: str) -> None:
-    assert remote.shown(address) == shown
+def test_text_is_shown_without_the_secrets_of_addresses(text: str, shown: str) -> None:
+    assert remote.shown(text) == shown
+
+
+def test_errors_of_a_store_say_no_secrets() -> None:
+    address = "https://h.org/a b.hdf5?sig=SECRET"
+    for words in (f"cannot get {address}", "exceeded with url: /a.hdf5?sig=SECRET (timeout)", "url=https://h?SECRET"):
+        assert "SECRET" not in remote._clean(OSError(words), address)
+
+
+def test_commands_are_kept_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["s2robot", "study", "study-pick", "--data=https://h.org/a?SECRET"])
+    assert json.loads(locks._holder())["command"][-1] == "--data=https://h.org/a"
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
