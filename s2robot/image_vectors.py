@@ -1,6 +1,7 @@
 """One scale's vectors of many images: the mean token and CLS of each, kept in pieces that survive a kill.
 
-A piece's name holds the looker's fingerprint, the listing's digest and the frame size: nothing stale can be read.
+A piece's name holds the looker's fingerprint, the listing's digest, the frame size and how images are read, so that
+nothing stale is taken.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from s2robot.progress import Report
 
 PIECE, BATCH = 256, 16  # images in a file, and encoded at once
 HEADS = ("mean", "cls")
+READING = 2  # raise it with any change of what an image becomes; 2: transparent ones on white
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Vectors:
 
 def encode_images(looker: Looker, images: Labelled, size: int, out: Path, told: Report) -> Vectors:
     """Encode the pieces that are not there yet; every image as a square of `size` pixels."""
-    folder = out / f"{looker.fingerprint[:20]}-{images.digest[:12]}-{size}px"
+    folder = out / f"{looker.fingerprint[:20]}-{images.digest[:12]}-{size}px-{READING}"
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
     record: Any = None
