@@ -280,7 +280,7 @@ def run_cell(
     if (folder / "policy" / "done").exists():  # its store may be gone by now, and is not made again for this
         _hold(folder / "policy", dataset, config)
     else:
-        source = source_of(dataset, config, remote.beside(dataset.address, "features"), console)
+        source = source_of(dataset, config, remote.beside(dataset.address, "features"), console, launcher)
         with progress.bar("train", console) as report:
             train(dataset, source, config.encoder, config.policy, config.train, folder / "policy", progress=report)
     for shift in shifts:
