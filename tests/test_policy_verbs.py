@@ -231,6 +231,27 @@ def test_a_policy_of_no_task_of_ours_is_not_rolled_out(tmp_path: Path, capsys: A
     assert "Now: s2robot.rollout(policy, env)" in capsys.readouterr().out
 
 
+def test_in_this_process_a_run_is_trained_where_it_lies_and_can_be_gone_on_with(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--launcher here` is for debuggers, where Ctrl-C is the usual end: nothing may be lost then."""
+    with monkeypatch.context() as patch:
+        patch.setattr("s2robot.training.train", interrupted)
+        assert train_in(tmp_path / "run", dataset, "--launcher", "here") == 1
+    assert (tmp_path / "run" / "policy" / "begun").exists()
+    (tmp_path / "run" / "policy" / "begun").unlink()
+    assert train_in(tmp_path / "run", dataset, "--launcher", "here") == 0 == train_in(tmp_path / "local", dataset)
+    weights = [(tmp_path / run / "policy" / "policy.safetensors").read_bytes() for run in ("run", "local")]
+    assert weights[0] == weights[1]
+
+
+def interrupted(*args: Any, **settings: Any) -> None:
+    folder = args[5]
+    folder.mkdir(parents=True)
+    (folder / "begun").touch()
+    raise KeyboardInterrupt
+
+
 def test_evaluation_seeds_are_not_negative(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="--seed is -4"):
         evaluate(tmp_path, EvalConfig(episodes=1, seed=-4), tmp_path / "log.jsonl")
