@@ -19,7 +19,16 @@ from s2robot.errors import InvalidInput
 from s2robot.frames import shrink
 from s2robot.policies.neck import Neck, Shapes, chosen_tokens
 from s2robot.policies.pixels import PixelNetwork
-from s2robot.types import FRAMES, GOAL, PRIVILEGED, PROPRIOCEPTION, Features, Observation, check_observation
+from s2robot.types import (
+    FRAMES,
+    GOAL,
+    PRIVILEGED,
+    PROPRIOCEPTION,
+    Features,
+    Observation,
+    check_execute,
+    check_observation,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,13 +59,7 @@ class NetworkPolicy(ABC, Generic[Seen]):
     @execute.setter
     def execute(self, steps: int) -> None:
         config = self.network.config
-        if not 1 <= steps <= config.chunk:
-            raise InvalidInput(f"execute is {steps}; this policy's chunks have {config.chunk} actions")
-        if config.context > 1 and config.execute % steps:
-            raise InvalidInput(
-                f"execute is {steps}; this policy decides by {config.context} looks {config.execute} steps apart, so it"
-                f" must divide {config.execute}"
-            )
+        check_execute(steps, chunk=config.chunk, trained=config.execute, context=config.context)
         self._execute = steps
         self.reset()
 

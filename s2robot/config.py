@@ -10,7 +10,7 @@ import dataclasses
 import shlex
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
 Config = TypeVar("Config")
 
 COMMANDS = {"rl": "s2robot rl {}", "study": "s2robot study {}", "pretrain": "s2robot pretrain --config {}"}
-"""First word of a config's name -> the command that it is for, where that is not one that trains a policy."""
+"""First word of a config's name -> the command that it is for; what has another trains a policy."""
 
 
 def load(schema: type[Config], source: str | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -48,9 +48,7 @@ def build(schema: type[Config], tree: dict[str, Any], where: str, overrides: Seq
     tree, known = copy.deepcopy(tree), keys(schema)
     for key in _flatten(tree):
         if key not in known:
-            if where in names() and (command := COMMANDS.get(where.partition("-")[0])):
-                raise InvalidInput(f"{where} is a config of another command: {command.format(where)}")
-            raise UnknownName(f"key in {where}", key, known)
+            raise strange(where, key, known)
     _override(tree, known, overrides)
     for key, hint in known.items():
         if _at(tree, key) is None and not _may_be_none(hint):
@@ -59,6 +57,14 @@ def build(schema: type[Config], tree: dict[str, Any], where: str, overrides: Seq
         return draccus.decode(schema, tree)  # type: ignore[no-any-return]
     except (ParsingError, TypeError) as error:
         raise InvalidInput(f"Configuration: {' '.join(str(_root(error)).split())}") from error
+
+
+def strange(where: str, key: str, known: Iterable[str]) -> S2RobotError:
+    """What to raise where a config has a key that the command which reads it does not know."""
+    if where not in names():
+        return UnknownName(f"key in {where}", key, known)
+    command = COMMANDS.get(where.partition("-")[0], "s2robot demo --config {}")
+    return InvalidInput(f"{where} is a config of another command: {command.format(where)}")
 
 
 def _root(error: BaseException) -> BaseException:

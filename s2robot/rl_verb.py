@@ -54,7 +54,8 @@ def do_rl(argv: Sequence[str]) -> int:
 
 def _config(options: Any, rest: list[str]) -> Any:
     """From a task's name, or from a config that names it."""
-    is_config = options.what.startswith(CONFIGS) or options.what.endswith((".yaml", ".yml"))
+    is_config = options.what.startswith(CONFIGS) or options.what in configuration.names()
+    is_config = is_config or options.what.endswith((".yaml", ".yml"))
     written = configuration.said(options.what, "algorithm") if is_config else None
     if written and options.algorithm and written != options.algorithm:
         raise UsageError(f"--algorithm is {options.algorithm}, and {options.what} is of {written}. Leave one out")

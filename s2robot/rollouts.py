@@ -23,7 +23,7 @@ from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 from s2robot.launchers import LOCAL, Launcher, as_in_a_worker
 from s2robot.parcels import Parcel
 from s2robot.seeds import EVALUATION_SEED
-from s2robot.types import FRAMES, Policy
+from s2robot.types import FRAMES, Policy, check_execute
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
@@ -151,9 +151,10 @@ def evaluate(
     registry.check_manner(config.fidelity, config.shift)
     if config.ensemble and config.execute > 1:
         raise InvalidInput("--ensemble looks at every step: leave --execute out")
-    chunk = files.read_json(policy_folder / "policy.json").get("config", {}).get("chunk")
-    if chunk is not None and not 0 <= config.execute <= chunk:  # said before workers start
-        raise InvalidInput(f"--execute is {config.execute}; this policy's chunks have {chunk} actions")
+    known = files.read_json(policy_folder / "policy.json").get("config", {})
+    if config.execute and "chunk" in known:  # said before workers start
+        trained = known.get("execute", known["chunk"])
+        check_execute(config.execute, chunk=known["chunk"], trained=trained, context=known.get("context", 1))
     with locks.alone(log.with_name(f".{log.name}.lock"), str(log)):
         return _evaluate(policy_folder, config, log, progress, launcher)
 

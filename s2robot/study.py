@@ -118,7 +118,7 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
     known = [each.name for each in dataclasses.fields(StudyConfig)]
     for key in tree:
         if key not in known:
-            raise UnknownName(f"key in {source}", key, known)
+            raise configuration.strange(source, key, known)
     written: dict[str, Any] = tree.get("arms") or {}
     for name in chosen.get("arms") or ():
         if name not in written:

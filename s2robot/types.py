@@ -98,6 +98,26 @@ class Policy(Protocol):
         ...
 
 
+def check_execute(steps: int, *, chunk: int, trained: int, context: int) -> None:
+    """Hold how many actions a policy shall execute before looking again against how it was trained.
+
+    Args:
+        chunk: actions that it gives a look.
+        trained: control steps between two looks in training.
+        context: looks that it decides by.
+
+    Raises:
+        InvalidInput: more than a chunk has, fewer than one, or looks would lie otherwise than in training.
+    """
+    if not 1 <= steps <= chunk:
+        raise InvalidInput(f"execute is {steps}; this policy's chunks have {chunk} actions")
+    if context > 1 and trained % steps:
+        raise InvalidInput(
+            f"execute is {steps}; this policy decides by {context} looks {trained} steps apart, so it must divide"
+            f" {trained}"
+        )
+
+
 def check_observation(observation: Observation) -> None:
     """Hold one observation against `OBSERVATION_KEYS`.
 

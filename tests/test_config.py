@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from s2robot import config
+from s2robot.cli import main
 from s2robot.demo import DemoConfig
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName, UsageError
@@ -124,8 +125,20 @@ def test_text_that_is_no_value_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("rl-reach", "s2robot rl rl-reach"), ("pretrain-tiny", "pretrain --config pretrain-tiny")]
+    ("words", "says"),
+    [
+        ("demo --config rl-reach", "s2robot rl rl-reach"),
+        ("demo --config pretrain-tiny", "s2robot pretrain --config pretrain-tiny"),
+        ("pretrain --config demo", "s2robot demo --config demo"),
+        ("study rl-lift", "s2robot rl rl-lift"),
+        ("study demo-quick", "s2robot demo --config demo-quick"),
+        ("rl study-pick", "s2robot study study-pick"),
+    ],
 )
-def test_a_config_of_another_command_says_whose_it_is(name: str, says: str) -> None:
-    with pytest.raises(InvalidInput, match=f"{name} is a config of another command: .*{says}"):
-        config.load(DemoConfig, name)
+def test_a_config_of_another_command_says_whose_it_is(
+    words: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words.split(), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"{words.rsplit(maxsplit=1)[-1]} is a config of another command: {says}\n" in said
+    assert not (tmp_path / "out").exists()

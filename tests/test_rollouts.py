@@ -196,8 +196,21 @@ def test_other_ways_to_execute_have_their_own_log_and_act_differently(policy_fol
     assert looks == pytest.approx([1 / 4, 1 / 2, 1], abs=0.05)
     with pytest.raises(InvalidInput, match="looks at every step"):
         evaluate(policy_folder, replace(base, ensemble=True, execute=2), tmp_path / "x")
-    with pytest.raises(InvalidInput, match="--execute is 20; this policy's chunks have 8"):
+    with pytest.raises(InvalidInput, match="execute is 20; this policy's chunks have 8"):
         evaluate(policy_folder, replace(base, execute=20), tmp_path / "x")
+
+
+def test_looks_that_would_lie_otherwise_than_in_training_are_met_before_workers_start(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "policy.json", {"config": {"chunk": 8, "execute": 4, "context": 3}})
+    config = EvalConfig(episodes=1, execute=3, fidelity="fast")
+    with pytest.raises(InvalidInput, match=r"execute is 3; .* 3 looks 4 steps apart, so it must divide 4"):
+        evaluate(tmp_path, config, tmp_path / "log", launcher=_NoWorkers())
+    assert not (tmp_path / "log").exists()
+
+
+class _NoWorkers:
+    def work(self, *arguments: object) -> None:
+        raise AssertionError("workers were asked for")
 
 
 def test_the_best_snapshot_is_kept_beside_the_last(policy_folder: Path, tmp_path: Path) -> None:
