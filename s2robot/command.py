@@ -30,8 +30,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     """
     values, free = _values(parser, argv)
     needed = sum(action.nargs not in ("?", "*") for action in parser._get_positional_actions())
-    # A bare `--flag DATASET` stands for true where the verb would be left without its word.
-    values = values[: len(values) - max(0, needed - free)]
+    # A bare `--flag DATASET` stands for true where the verb would be left without its word, which is seldom a number.
+    likely = sorted(values, key=lambda k: (_is_number(argv[k + 1]), -k))
+    values = sorted(likely[max(0, needed - free) :])
     joined = {k: f"{argv[k]}={argv[k + 1]}" for k in values}
     return parser.parse_known_args([joined.get(k, word) for k, word in enumerate(argv) if k - 1 not in joined])
 
@@ -53,6 +54,14 @@ def _values(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[
         else:
             free += 1
     return values, free
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _takes(option: argparse.Action) -> float:

@@ -24,6 +24,9 @@ from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
 
 Config = TypeVar("Config")
 
+FREE = ("workers", "checkpoint_every")
+"""Keys, in whatever section, by which a run's results do not differ."""
+
 COMMANDS = {"rl": "s2robot rl {}", "study": "s2robot study {}", "pretrain": "s2robot pretrain --config {}"}
 """First word of a config's name -> the command that it is for; what has another trains a policy."""
 
@@ -45,18 +48,36 @@ def load(schema: type[Config], source: str | None = None, overrides: Sequence[st
 
 def build(schema: type[Config], tree: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
     """The same of a tree that was read already; `where` it is from, for errors."""
-    tree, known = copy.deepcopy(tree), keys(schema)
+    tree, known = unfolded(tree), keys(schema)
     for key in _flatten(tree):
         if key not in known:
             raise strange(where, key, known)
     _override(tree, known, overrides)
     for key, hint in known.items():
-        if _at(tree, key) is None and not _may_be_none(hint):
+        if _at(tree, key) is None and not _may_be(hint, type(None)):
             raise InvalidInput(f"Configuration: {key} has no value; expected {getattr(hint, '__name__', hint)}")
     try:
         return draccus.decode(schema, tree)  # type: ignore[no-any-return]
     except (ParsingError, TypeError) as error:
         raise InvalidInput(f"Configuration: {' '.join(str(_root(error)).split())}") from error
+
+
+def unfolded(tree: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which `encoder.scales: [1]`, as an option is written, is `encoder: {scales: [1]}`."""
+    whole: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner: Any = unfolded(value) if isinstance(value, dict) else copy.deepcopy(value)
+        for part in reversed(str(key).split(".")):
+            inner = {part: inner}
+        whole = merged(whole, inner)
+    return whole
+
+
+def merged(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A tree with what another says instead."""
+    common = [key for key in tree.keys() & other.keys() if isinstance(tree[key], dict) and isinstance(other[key], dict)]
+    both = {key: merged(tree[key], other[key]) for key in common}
+    return {**tree, **other, **both}
 
 
 def strange(where: str, key: str, known: Iterable[str]) -> S2RobotError:
@@ -106,11 +127,17 @@ def check_kept(config: Any, out: Path) -> None:
     """
     path = out / "config.yaml"
     before = filled(_read(str(path)), default(type(config))) if path.exists() else None
-    if before is not None and (changed := differences(before, yaml.safe_load(dump(config)))):
+    if before is not None and (changed := differences(binding(before), binding(yaml.safe_load(dump(config))))):
         raise InvalidInput(
             f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another --out, or:"
             f" rm -r {shlex.quote(str(out))}"
         )
+
+
+def binding(tree: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's settings decides its results: all but who does the work, and how often it is written down."""
+    kept = {key: binding(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return {key: value for key, value in kept.items() if key not in FREE}
 
 
 def differences(before: Any, after: Any) -> list[str]:
@@ -213,19 +240,22 @@ def _override(tree: dict[str, Any], known: dict[str, Any], overrides: Sequence[s
     for key, text in _pairs(overrides):
         if key not in known:
             raise UnknownName("option", f"--{key}", [f"--{name}" for name in known])
-        _plant(tree, key, _value(text, known[key]))
+        if text is None and not _may_be(known[key], bool):
+            raise InvalidInput(f"--{key} has no value")
+        _plant(tree, key, _value("true" if text is None else text, known[key]))
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    pairs, rest = [], list(overrides)
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Options with what they are given; None for a bare one."""
+    pairs: list[tuple[str, str | None]] = []
+    rest = list(overrides)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
             raise InvalidInput(f"Unexpected argument {word!r}; options look like --collect.demos 60")
         key, equals, text = word[2:].partition("=")
-        if not equals:
-            text = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        pairs.append((key.replace("-", "_"), text))
+        is_bare = not equals and not (rest and not rest[0].startswith("--"))
+        pairs.append((key.replace("-", "_"), None if is_bare else text if equals else rest.pop(0)))
     return pairs
 
 
@@ -257,8 +287,8 @@ def _at(tree: Any, key: str) -> Any:
     return tree
 
 
-def _may_be_none(hint: Any) -> bool:
-    return hint is Any or type(None) in typing.get_args(hint)
+def _may_be(hint: Any, kind: type) -> bool:
+    return hint in (Any, kind) or kind in typing.get_args(hint)
 
 
 def _plant(tree: dict[str, Any], key: str, value: Any) -> None:

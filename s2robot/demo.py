@@ -32,9 +32,10 @@ from s2robot.launchers import LOCAL, Launcher
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.report import write_report
 from s2robot.rollouts import EpisodeResult, EvalConfig, evaluate
-from s2robot.samples import Source
+from s2robot.samples import Source, check_stride
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.training import TrainConfig
+from s2robot.types import check_execute
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,24 @@ def run_schema(kind: str) -> type[DemoConfig]:
     return dataclasses.make_dataclass("DemoConfig", fields, bases=(DemoConfig,), frozen=True)
 
 
+def check_run(config: DemoConfig) -> None:
+    """What training or rollouts would refuse, said before demonstrations are collected and encoded.
+
+    Raises:
+        InvalidInput: versions of features are asked for and the policy reads frames, the looks of a context would lie
+            between encoded steps, or rollouts shall execute what the policy cannot.
+    """
+    policy, execute = config.policy, config.eval.execute
+    if registry.reads_frames(config.kind) and config.encode.versions:
+        raise InvalidInput(
+            f"--encode.versions is {config.encode.versions}: versions are features, encoded beforehand, and"
+            f" {config.kind} reads frames. It moves them itself as it learns: --policy.shift 6 (pixels)"
+        )
+    check_stride(policy, config.encode.stride)
+    if execute:
+        check_execute(execute, chunk=policy.chunk, trained=policy.execute, context=policy.context)
+
+
 def demo(config: DemoConfig, console: Console) -> Path:
     """Run or resume the demo; return the report.
 
@@ -84,6 +103,7 @@ def demo(config: DemoConfig, console: Console) -> Path:
             f" s2robot train {config.out}/demos.hdf5 --kind {config.kind} --out runs/{config.kind}"
         )
     config = _seeded(config)
+    check_run(config)
     out = Path(config.out)
     configuration.keep(dataclasses.replace(config, out="."), out)
     clock = StageClock(out / "stages.json")
@@ -143,19 +163,10 @@ def encode(
 def source_of(
     dataset: DemoDataset, config: DemoConfig, features: str | Path, console: Console, launcher: Launcher = LOCAL
 ) -> Source:
-    """What a run's policy learns from: frames, or its encoder's store in the folder `features`.
-
-    Raises:
-        InvalidInput: versions of features are asked for, and the policy reads frames.
-    """
+    """What a run's policy learns from: frames, or its encoder's store in the folder `features`."""
     if not registry.reads_frames(config.kind):
         with progress.bar("encode", console) as report:
             return encode(dataset, config.encoder, config.encode, features, report, launcher)
-    if config.encode.versions:
-        raise InvalidInput(
-            f"--encode.versions is {config.encode.versions}: versions are features, encoded beforehand, and"
-            f" {config.kind} reads frames. It moves them itself as it learns: --policy.shift 6 (pixels)"
-        )
     return Frames(dataset, config.encode.stride)
 
 
@@ -212,7 +223,7 @@ def _more(
     }
     return {
         "seed": config.seed,
-        "demos": len(dataset),
+        "demos": config.train.demos or len(dataset),
         "stages": [
             {"name": name, "seconds": round(seconds, 1), "detail": details.get(name, "")}
             for name, seconds in clock.seconds.items()

@@ -28,6 +28,7 @@ from typing import Any
 from s2robot import seals
 from s2robot.errors import CorruptFile, InvalidInput, OutOfSpace, S2RobotError
 
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 # How libraries say "full" without an errno: HDF5 and safetensors quote the system, numpy's tofile counts,
@@ -74,19 +75,28 @@ def _to_be(path: str | Path, remove: Callable[[Path], None]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise S2RobotError(f"{path.parent} cannot be written: {error.strerror}. Write elsewhere") from error
+        raise _not_writable(path, error) from error
     temporary = _claimed(path)
     try:
         with explain_full_disk(path):
             try:
                 yield temporary
                 temporary.replace(path)
+            except OSError as error:
+                remove(temporary)
+                if error.errno in _FORBIDDEN and str(temporary) in str(error):
+                    raise _not_writable(path, error) from error
+                raise
             except BaseException:
                 remove(temporary)
                 raise
         flush_folder(path.parent)
     finally:
         _in_use.discard(temporary)
+
+
+def _not_writable(path: Path, error: OSError) -> S2RobotError:
+    return S2RobotError(f"{path.parent} cannot be written: {error.strerror}. Write elsewhere")
 
 
 def temporary_of(path: Path, turn: int = 0) -> Path:

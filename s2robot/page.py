@@ -154,7 +154,7 @@ def many(value: float | None) -> str:
     if value is None:
         return ""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if float(f"{value:.3g}") >= size:  # 999,600 is 1M, not 1e+03k
             return f"{value / size:.3g}{letter}"
     return f"{value:.0f}"
 

@@ -32,7 +32,7 @@ def do_train(argv: Sequence[str]) -> int:
     """Train one policy, or one a seed."""
     from s2robot import ranks
     from s2robot.datasets import DemoDataset
-    from s2robot.demo import run_schema, source_of
+    from s2robot.demo import check_run, run_schema, source_of
     from s2robot.sweeps import alone_in, everywhere
     from s2robot.training import check_processes
 
@@ -48,9 +48,9 @@ def do_train(argv: Sequence[str]) -> int:
         raise UsageError("Where to? Add --out runs/NAME")
     if options.validate and not config.train.snapshots:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, snapshots=SNAPSHOTS))
-    if options.seeds and getattr(options, "=train.seed") is not None:
-        raise UsageError("--seed beside --seeds: give one of them")
-    seeds = _seeds(options.seeds, config.train.seed)
+    check_run(config)
+    asked = configuration.planted(words, type(config)).get("train", {}).get("seed")
+    seeds = _seeds(options.seeds, asked, config.train.seed or config.seed)
     _one_or_many(Path(config.out), many=bool(options.seeds))
     console, dataset = Console(quiet=not ranks.find().is_first), DemoDataset(options.dataset)
     if options.validate and not _has_task(dataset):
@@ -166,9 +166,12 @@ def _one_or_many(out: Path, *, many: bool) -> None:
         raise InvalidInput(f"{out} holds the runs of --seeds ({there[0].name}, ...). Choose another --out for one run")
 
 
-def _seeds(words: str | None, only: int) -> list[int]:
+def _seeds(words: str | None, asked: int | None, written: int) -> list[int]:
+    """Of training: those of `--seeds`, or the one of `--seed`, or that of the config."""
     if words is None:
-        return [only]
+        return [written if asked is None else asked]
+    if asked is not None:
+        raise UsageError("--seed beside --seeds: give one of them")
     parts = [part.strip() for part in words.split(",") if part.strip()]
     if not parts or not all(part.isdigit() for part in parts) or len(set(parts)) != len(parts):
         raise UsageError(f"--seeds is {words!r}; expected different whole numbers from 0 on: 0,1,2")

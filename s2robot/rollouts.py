@@ -164,6 +164,8 @@ def _evaluate(
 ) -> list[EpisodeResult]:
     description = files.read_json(policy_folder / "policy.json")
     seeds = range(config.seed, config.seed + config.episodes)
+    if not (policy_folder / "policy.safetensors").exists():
+        raise CorruptFile(policy_folder, "policy.safetensors is missing", "Copy it too, or train again.")
     weights = seals.digest(policy_folder / "policy.safetensors")[:16]
     logged = read_results(log)
     results = {r.seed: r for r in logged if r.seed in seeds}

@@ -97,8 +97,7 @@ def read_run(folder: str | Path) -> Run:
     if not (folder / "summary.json").is_file():
         if not folder.is_dir():
             raise InvalidInput(f"No folder {folder}")
-        next_step = f"s2robot eval {folder} --report" if (folder / "policy").is_dir() else "s2robot demo"
-        raise InvalidInput(f"{folder} is not a finished run: it holds no summary.json. To make one: {next_step}")
+        raise InvalidInput(f"{folder} is not a finished run: it holds no summary.json. {_next_step(folder)}")
     summary = _read(folder / "summary.json", read_json, SUMMARY)
     for result in (summary, *summary.get("baselines", [])):
         successes, episodes = result.get("successes"), result.get("episodes")
@@ -113,6 +112,14 @@ def read_run(folder: str | Path) -> Run:
         episodes=_read_lines(folder / summary.get("log", "episodes.jsonl"), EPISODE),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )
+
+
+def _next_step(folder: Path) -> str:
+    if (folder / "study.yaml").exists():
+        return f"It is a study: the command that made it writes its page, {folder / 'report.html'}"
+    if seeds := seed_folders(folder):
+        return f"It holds the runs of --seeds. A page of one: s2robot eval {seeds[0]} --report"
+    return "To make one: " + (f"s2robot eval {folder} --report" if (folder / "policy").is_dir() else "s2robot demo")
 
 
 def _read_lines(path: Path, shape: dict[str, Any]) -> list[Mapping[str, Any]]:

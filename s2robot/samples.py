@@ -70,6 +70,19 @@ class Samples:
         return past, past if versions is None else past + len(self.window) * versions[:, None]
 
 
+def check_stride(policy: Any, stride: int) -> None:
+    """Hold a policy's hyper-parameters against how many steps lie between two encoded ones.
+
+    Raises:
+        InvalidInput: the looks of a window would lie between encoded steps.
+    """
+    if policy.context > 1 and policy.execute % stride:
+        raise InvalidInput(
+            f"The policy looks every {policy.execute} steps (--policy.execute) and every {stride}th is encoded"
+            " (--encode.stride): a context needs the first to be a multiple of the second"
+        )
+
+
 @torch.no_grad()
 def gather(dataset: DemoDataset, source: Source, network: Any, episodes: range, scratch: Path) -> Samples:
     """The samples of these episodes, which are the source's first.
@@ -82,11 +95,7 @@ def gather(dataset: DemoDataset, source: Source, network: Any, episodes: range, 
         OutOfSpace: neither memory nor disk holds the samples.
     """
     config = network.config
-    if config.context > 1 and config.execute % source.stride:
-        raise InvalidInput(
-            f"The policy looks every {config.execute} steps (--policy.execute) and every {source.stride}th is encoded"
-            " (--encode.stride): a context needs the first to be a multiple of the second"
-        )
+    check_stride(config, source.stride)
     steps = [source.rows(k)[1] for k in episodes]
     seen, disk = _seen(source, network, sum(map(len, steps)), scratch)
     fields = [_fields(dataset.episode(k), steps[k], config.chunk) for k in episodes]

@@ -249,14 +249,15 @@ def _identity(index: dict[str, Any]) -> list[Any]:
 
 def _prepare(folder: Path, index: dict[str, Any]) -> set[int]:
     """Find how far a former run came, or lay out fresh files. Returns the episodes already done."""
-    files = [shard for name in _ARRAYS for shard in shards(index, name)]
+    files, fits = [shard for name in _ARRAYS for shard in shards(index, name)], False
     with contextlib.suppress(CorruptFile, OSError):
         kept = _read_index(folder)
         for shard in files:
             _open_array(folder / shard.file, shard.shape)
-        if all(kept.get(name) == index[name] for name in index.keys() - {"encoder", "dataset"}):  # files may have moved
-            journal = folder / "journal.jsonl"
-            return {line["episode"] for line in read_jsonl(journal)} if journal.exists() else set()
+        fits = all(kept.get(name) == index[name] for name in index.keys() - {"encoder", "dataset"})  # files may move
+    if fits:
+        journal = folder / "journal.jsonl"  # a damaged one is said: it may stand for hours
+        return {line["episode"] for line in read_jsonl(journal)} if journal.exists() else set()
     # The journal goes first and the index comes last, so that neither ever speaks of arrays that are not there.
     for name in ("journal.jsonl", "index.json", *(path.name for path in folder.glob("*.npy"))):
         (folder / name).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,16 @@ from rich.console import Console
 
 from s2robot import config as configuration
 from s2robot import files, locks, progress, registry, remote
-from s2robot.collect import CollectConfig, collect
+from s2robot.collect import CollectConfig
+from s2robot.config import merged, unfolded
 from s2robot.datasets import DemoDataset
-from s2robot.demo import DemoConfig, run_schema, source_of
-from s2robot.errors import InvalidInput, S2RobotError, UnknownName
+from s2robot.demo import DemoConfig, check_run, run_schema, source_of
+from s2robot.errors import InvalidInput, UnknownName, UsageError
 from s2robot.launchers import HERE, LOCAL, Launcher
-from s2robot.rerender import RenderConfig, render
 from s2robot.rollouts import EvalConfig, evaluate
 from s2robot.runs import SEED_FOLDER
 from s2robot.settings import SETTINGS
+from s2robot.study_data import Seen, as_seen, demonstrations, enough, same_demonstrations
 from s2robot.study_page import write_page
 from s2robot.study_results import tabulate
 from s2robot.study_videos import film
@@ -42,9 +43,6 @@ from s2robot.sweeps import alone_in, do_runs, everywhere, inputs_of
 from s2robot.training import train
 
 LISTS = ("levels", "seeds", "shifts")
-
-Seen = Mapping[int, DemoDataset]
-"""The demonstrations by the size of the cameras' frames [pixels]."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
     """
     tree = configuration.read(source)
     _check(tree, source)
-    tree["run"] = tree.get("run") or {}
+    tree["run"] = unfolded(tree.get("run") or {})
     known = [each.name for each in dataclasses.fields(StudyConfig)]
     for key in tree:
         if key not in known:
@@ -123,9 +121,12 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
     for name in chosen.get("arms") or ():
         if name not in written:
             raise UnknownName("arm", name, written)
-    tree["arms"] = {name: written[name] or {} for name in chosen.get("arms") or written}
+    tree["arms"] = {name: unfolded(written[name] or {}) for name in chosen.get("arms") or written}
     tree |= {name: tuple(value) for name in LISTS if (value := chosen.get(name) or tree.get(name))}
-    tree |= {"shifts": tuple("" if each == "none" else each for each in tree.get("shifts", ("",)) or ())}
+    shifts = tuple("" if each in (None, "none") else each for each in tree.get("shifts", ("",)) or ())
+    if len(set(shifts)) < len(shifts):
+        raise InvalidInput(f"shifts in {source} has the demonstrations' own look (none) twice; expected each once")
+    tree["shifts"] = shifts
     given = merged(tree.get("given") or {}, configuration.planted(overrides, _schema(tree)))
     study = StudyConfig(**{**tree, "given": given})
     _refuse_own(study)
@@ -134,7 +135,7 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
 
 def _schema(tree: dict[str, Any]) -> type[DemoConfig]:
     """What keys all arms have: of one kind of policy its own, else those that all kinds share."""
-    kinds = {merged(tree["run"], arm or {}).get("kind", "bc-mlp") for arm in tree["arms"].values()}
+    kinds = {merged(tree["run"], arm).get("kind", "bc-mlp") for arm in tree["arms"].values()}
     return run_schema(kinds.pop()) if len(kinds) == 1 else DemoConfig
 
 
@@ -144,6 +145,8 @@ def _refuse_own(study: StudyConfig) -> None:
     Raises:
         InvalidInput: one is there.
     """
+    if study.vary == "kind":
+        raise InvalidInput("vary is kind, which has names and no levels: name them as arms, as flow: {kind: flow}")
     if study.vary in OWN:
         raise InvalidInput(f"vary is {study.vary}, which is the study's own to set: {OWN[study.vary]}")
     own = OWN | ({study.vary: "levels: [15, 30] in the study, or --levels 15,30"} if study.vary else {})
@@ -169,12 +172,14 @@ def _check(tree: dict[str, Any], source: str) -> None:
     arms = tree.get("arms") or {}
     mappings = {"run": tree.get("run"), "arms": arms}
     mappings |= {f"arms.{name}": arm for name, arm in arms.items()} if isinstance(arms, dict) else {}
-    for name in ("title", "question"):
+    for name in ("title", "question", "vary"):
         if not isinstance(tree.get(name, ""), str):
             raise InvalidInput(f"{name} in {source} is {tree[name]!r}, which is no text to YAML: put it in quotes")
     for name, value in mappings.items():
         if not isinstance(value or {}, dict):
             raise InvalidInput(f"{name} in {source} is {value!r}; expected keys and their values")
+        if not isinstance(kind := (value or {}).get("kind", ""), str):
+            raise InvalidInput(f"kind in {name} of {source} is {kind!r}; expected the name of a kind of policy")
     for name in arms:
         if not isinstance(name, str):
             raise InvalidInput(f"{source} has an arm {name!r}, which is no text to YAML: put its name in quotes")
@@ -215,8 +220,10 @@ def run_study(
         raise InvalidInput(f"Arm {strange[0]} is judged on other episodes or physics: all are judged on the same")
     for shift in study.shifts:
         registry.check_manner(every[0].config.eval.fidelity, shift)
+    for cell in every:
+        check_run(cell.config)
     if data is None:
-        _enough(every, every[0].config.collect.demos, "collect.demos is")
+        enough(every, every[0].config.collect.demos, "collect.demos is")
     for encoder in dict.fromkeys(cell.config.encoder for cell in every):
         encoder.build("cpu")  # a file of weights that is missing is said now, not after the arms before it
     with locks.alone(out / ".lock", str(out)):
@@ -227,10 +234,10 @@ def _run_study(
     study: StudyConfig, every: list[Cell], out: Path, console: Console, data: str | Path | None, launcher: Launcher
 ) -> Path:
     _keep(study, out)
-    dataset = _demonstrations(every[0].config, out, console, data, launcher)
-    _same_demonstrations(dataset, out)
-    _enough(every, len(dataset), f"{remote.shown(dataset.address)} has")
-    seen = _as_seen(every, dataset, out, console)
+    dataset = demonstrations(every[0].config, out, console, data, launcher)
+    same_demonstrations(dataset, out)
+    enough(every, len(dataset), f"{remote.shown(dataset.address)} has")
+    seen = as_seen(every, dataset, out, console)
     done = partial(_one_by_one if launcher in (LOCAL, HERE) else _elsewhere, launcher)
     for number, name in enumerate(done(every, seen, study.shifts, out, console), start=1):
         console.print(f"{number} of {len(every)}: {name}", highlight=False)
@@ -258,6 +265,8 @@ def _elsewhere(
     seen = {size: everywhere(dataset) for size, dataset in seen.items()}
     inputs: dict[Path, None] = {}
     for cell in every:
+        if (out / cell.folder / "policy" / "done").exists():  # its store may be gone by now
+            continue
         dataset = seen[cell.config.collect.frame_size]
         source = source_of(dataset, cell.config, remote.beside(dataset.address, "features"), console, launcher)
         inputs |= dict.fromkeys(inputs_of(dataset, source))
@@ -276,13 +285,19 @@ def run_cell(
     """Train and judge one run, or what is missing of it; by default as a worker does, in its process alone."""
     config, console = cell.config, console or Console(quiet=True)
     dataset = seen[config.collect.frame_size]
+    begins = not (folder / "config.yaml").exists()
     configuration.keep(dataclasses.replace(config, out=".", eval=EvalConfig()), folder)  # more episodes may follow
     if (folder / "policy" / "done").exists():  # its store may be gone by now, and is not made again for this
         _hold(folder / "policy", dataset, config)
     else:
-        source = source_of(dataset, config, remote.beside(dataset.address, "features"), console, launcher)
-        with progress.bar("train", console) as report:
-            train(dataset, source, config.encoder, config.policy, config.train, folder / "policy", progress=report)
+        try:
+            source = source_of(dataset, config, remote.beside(dataset.address, "features"), console, launcher)
+            with progress.bar("train", console) as report:
+                train(dataset, source, config.encoder, config.policy, config.train, folder / "policy", progress=report)
+        except UsageError:
+            if begins:  # it did not, and its settings bind nobody
+                (folder / "config.yaml").unlink(missing_ok=True)
+            raise
     for shift in shifts:
         judging = dataclasses.replace(config.eval, shift=shift)
         with progress.bar("evaluate", console) as report:
@@ -299,13 +314,6 @@ def _hold(policy: Path, dataset: DemoDataset, config: DemoConfig) -> None:
         raise InvalidInput(f"{policy} learned from something else ({'; '.join(changed)}). Choose another --out")
 
 
-def merged(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """A tree with what another says instead."""
-    common = [key for key in tree.keys() & other.keys() if isinstance(tree[key], dict) and isinstance(other[key], dict)]
-    both = {key: merged(tree[key], other[key]) for key in common}
-    return {**tree, **other, **both}
-
-
 def _branch(key: str, value: Any) -> dict[str, Any]:
     first, _, rest = key.partition(".")
     whole = int(value) if isinstance(value, float) and value == int(value) else value
@@ -313,25 +321,28 @@ def _branch(key: str, value: Any) -> dict[str, Any]:
 
 
 def _keep(study: StudyConfig, out: Path) -> None:
-    """Arms, levels, seeds and episodes may be added or left out this time; what is asked may not change."""
+    """Arms, levels, seeds and episodes may be added or left out this time; what is asked may not change.
+
+    An arm of which no run has begun binds nobody, nor does a study of which none has.
+    """
     path = out / "study.yaml"
     now = {name: getattr(study, name) for name in ("run", "given", "vary", "arms")}
-    known: dict[str, Any] = configuration.read(str(path)) if path.exists() else now
-    arms = {**study.arms, **known["arms"]}
+    has_begun = any(out.glob("*/" + SEED_FOLDER.format("*") + "/config.yaml"))
+    known: dict[str, Any] = configuration.read(str(path)) if path.exists() and has_begun else now
+    arms = {**study.arms, **{name: arm for name, arm in known["arms"].items() if _has_begun(name, out)}}
     before = {**{name: known[name] for name in now}, "arms": {name: arms[name] for name in study.arms}}
     for each in (before, now):
         each |= {name: {key: each[name][key] for key in each[name] if key != "eval"} for name in ("run", "given")}
-    if changed := configuration.differences(before, now):
+    if changed := configuration.differences(*map(configuration.binding, (before, now))):
         raise InvalidInput(f"{out} holds a study with other settings ({'; '.join(changed)}). Choose another --out")
     whole = dataclasses.asdict(dataclasses.replace(study, arms=arms))
     with files.atomic(path) as temporary:
         temporary.write_text(configuration.as_yaml(whole), encoding="utf-8")
 
 
-def _enough(every: Sequence[Cell], there: int, who: str) -> None:
-    """Raises InvalidInput where a run learns from more demonstrations than there are."""
-    if (most := max(cell.config.train.demos for cell in every)) > there:
-        raise InvalidInput(f"{who} {there}, and this study learns from up to {most} demonstrations")
+def _has_begun(arm: str, out: Path) -> bool:
+    """Whether there is a run of it; of another whose name begins so, to be on the safe side."""
+    return any(out.glob(f"{arm}*/" + SEED_FOLDER.format("*") + "/config.yaml"))
 
 
 def _drawn_alike(cell: Cell) -> CollectConfig:
@@ -341,49 +352,3 @@ def _drawn_alike(cell: Cell) -> CollectConfig:
 
 def _judged_on(cell: Cell) -> tuple[int, int, str]:
     return cell.config.eval.seed, cell.config.eval.episodes, cell.config.eval.fidelity
-
-
-def _as_seen(every: Sequence[Cell], dataset: DemoDataset, out: Path, console: Console) -> Seen:
-    """The same episodes drawn again where an arm's cameras have another size."""
-    seen = {dataset.frame_shape[1]: dataset}
-    for config in (cell.config.collect for cell in every if cell.config.collect.frame_size not in seen):
-        path = out / f"demos-{config.frame_size}px.hdf5"
-        if not path.exists():
-            how = RenderConfig(frame_size=config.frame_size, workers=config.workers)
-            with progress.bar(f"draw at {config.frame_size} px", console) as report:
-                render(dataset.path, path, how, report)
-        drawn = seen[config.frame_size] = DemoDataset(path)
-        if list(drawn.lengths) != list(dataset.lengths):
-            where = remote.shown(dataset.address)
-            raise S2RobotError(
-                f"{path} has {len(drawn)} episodes, not the {len(dataset)} of {where}: an arm would learn from others."
-                f" Why some cannot be drawn: s2robot render {where} --out another.hdf5"
-            )
-    return seen
-
-
-def _same_demonstrations(dataset: DemoDataset, out: Path) -> None:
-    """Later runs learn from what the first did."""
-    path = out / "results.json"
-    known = files.read_json(path)["dataset"].get("fingerprint") if path.exists() else None
-    if known not in (None, dataset.fingerprint[:16]):
-        raise InvalidInput(
-            f"{out} holds a study of other demonstrations than {remote.shown(dataset.address)}. Choose another --out"
-        )
-
-
-def _demonstrations(
-    config: DemoConfig, out: Path, console: Console, data: str | Path | None, launcher: Launcher
-) -> DemoDataset:
-    if data is not None:
-        dataset = DemoDataset(data)
-        if (known := dataset.env_args.get("task")) != config.collect.task:
-            data = remote.shown(str(data))
-            raise InvalidInput(f"{data} has demonstrations of {known}; this study is of {config.collect.task}")
-        return dataset
-    registry.get_task(config.collect.task, config.collect.robot)
-    path, wanted = out / "demos.hdf5", config.collect
-    if path.exists():  # which arm came first then is no matter now
-        wanted = dataclasses.replace(wanted, frame_size=DemoDataset(path).frame_shape[1])
-    with progress.bar("collect", console) as report:
-        return collect(wanted, path, report, launcher)

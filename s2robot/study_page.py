@@ -100,14 +100,16 @@ def _charts(results: Mapping[str, Any], rows: Rows) -> list[str]:
         return [line_chart_svg(lines, "Success", results["vary"], "%")]
     charts = []
     for key, title, label in (
-        ("gflops", "Success and cost", "GFLOPs a look, all cameras (0: no encoder)"),
+        ("gflops", "Success and cost", "GFLOPs a look, all cameras"),
         ("hz", "Success and rate", "looks a second, encode and act, as measured in the rollouts"),
     ):
-        at = {name: arm[key] or 0.0 for name, arm in results["arms"].items()}
+        at = {name: arm[key] for name, arm in results["arms"].items() if arm[key]}  # not counted: networks of pixels
         marks = [
-            Mark(at[row["arm"]], 100 * row["rate"], 100 * row["low"], 100 * row["high"], row["arm"]) for row in rows
+            Mark(at[row["arm"]], 100 * row["rate"], 100 * row["low"], 100 * row["high"], row["arm"])
+            for row in rows
+            if row["arm"] in at
         ]
-        charts.append(mark_chart_svg(marks, title, label, "%"))
+        charts += [mark_chart_svg(marks, title, label, "%")] if marks else []
     return charts
 
 
@@ -153,7 +155,8 @@ def _costs(results: Mapping[str, Any]) -> Html:
         page.table(header, rows, numeric=[2, 3, 4, 5, 6], stack=True),
         tag(
             "p",
-            "A decision is encode and act for all cameras. Times are of the rollouts themselves, on one thread beside"
+            (f"At {results['vary']} {results['rows'][0]['level']:g}. " if results["vary"] else "")
+            + "A decision is encode and act for all cameras. Times are of the rollouts themselves, on one thread beside"
             " whatever else ran: for a fair comparison of speed, s2robot bench encoder.",
             class_="soft",
         ),

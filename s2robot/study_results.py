@@ -90,8 +90,8 @@ def _versus(name: str, found: Outcomes, first: Outcomes) -> dict[str, Any] | Non
 
 
 def _arm(name: str, study: StudyConfig, cells: Sequence[Cell], dataset: DemoDataset, out: Path) -> dict[str, Any]:
-    """What differs in an arm, and what a decision of its policy costs."""
-    mine = [cell for cell in cells if cell.arm == name]
+    """What differs in an arm, and what a decision of its policy costs; where levels vary, at the first of them."""
+    mine = [cell for cell in cells if (cell.arm, cell.level) == (name, cells[0].level)]
     config = mine[0].config
     done = [each for cell in mine for run in _outcomes([cell], study.shifts[0], out).values() for each in run.values()]
     decide = [encode + act for each in done for encode, act in zip(each.ms["encode"], each.ms["act"], strict=True)]

@@ -107,12 +107,12 @@ def do_encode(argv: Sequence[str]) -> int:
     parser = command.parser(
         "encode",
         "Encode demonstrations once; training then reads features.",
-        "s2robot encode runs/lift.hdf5 --stride 2",
+        "s2robot encode runs/lift.hdf5",
         ", ".join(f"--{name}" for name in configuration.keys(schema)),
     )
     parser.add_argument("dataset", help="an HDF5 file of demonstrations, or its address: s3://BUCKET/NAME")
     parser.add_argument("--out", default=None, help="folder of feature stores (default: features/ beside the dataset)")
-    parser.add_argument("--stride", type=int, default=1, help="encode every n-th step (default 1)")
+    parser.add_argument("--stride", type=int, default=2, help="encode every n-th step (default 2, as train does)")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
     parser.add_argument(
         "--versions",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from s2robot.errors import S2RobotError
+from s2robot.errors import InvalidInput, S2RobotError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,7 +32,7 @@ ONE_THREAD = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
-PATIENCE = 1800.0  # for one item [s]: a driver that hangs does so for ever
+PATIENCE = 1800.0  # for one item [s]: a driver that hangs does so for ever; or what $S2ROBOT_PATIENCE says
 GRACE = 60.0  # so long it is watched before it is called hung, for this process may have been stopped itself [s]
 HANGS = 3  # with the last of them the work is given up
 
@@ -60,7 +61,7 @@ def work(
         S2RobotError: a worker died (out of memory, killed), or workers hung `HANGS` times; names the items under way.
             What `make` or `answer` raised comes as it is.
     """
-    count, patience = max(1, workers or cores()), PATIENCE if patience is None else patience
+    count, patience = max(1, workers or cores()), _patience() if patience is None else patience
     source = iter(items)
     with one_thread_environment():
         pool = _pool(count, make)
@@ -93,7 +94,8 @@ def work(
             at = ", ".join(str(each.item) for each in running.values())
             raise S2RobotError(
                 f"A worker process died (out of memory, or killed) with these under way: {at}. Finished work is kept:"
-                " run the same command again, with fewer --workers if memory is short"
+                " run the same command again, with fewer workers if memory is short (--workers, or of a run"
+                " --collect.workers, --encode.workers, --eval.workers)"
             ) from error
         finally:
             stop(pool)
@@ -132,12 +134,24 @@ def _pool(count: int, make: Callable[[], Any]) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, context, initializer=start, initargs=(make, os.getpid()))
 
 
+def _patience() -> float:
+    words = os.environ.get("S2ROBOT_PATIENCE")
+    try:
+        seconds = float(words) if words else PATIENCE
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise InvalidInput(f"S2ROBOT_PATIENCE is {words!r}; expected seconds, more than 0")
+    return seconds
+
+
 def _say_hung(items: list[Any], patience: float, *, again: bool) -> None:
     """Warn, and in the end give up."""
     what = f"No answer within {patience:g} s, with these under way: {', '.join(map(str, items))}"
+    why = f"A driver that hangs: s2robot doctor. Work that takes longer: S2ROBOT_PATIENCE={4 * patience:.0f}, seconds"
     if not again:
-        raise S2RobotError(f"{what}; {HANGS} times now. Finished work is kept. A driver that hangs: s2robot doctor")
-    logging.getLogger(__name__).warning("%s. The worker processes are started anew", what)
+        raise S2RobotError(f"{what}; {HANGS} times now. Finished work is kept. {why}")
+    logging.getLogger(__name__).warning("%s. The worker processes are started anew. %s", what, why)
 
 
 def start(make: Callable[[], Any], parent: int) -> None:

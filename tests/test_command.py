@@ -30,6 +30,7 @@ def test_the_order_of_options_does_not_matter() -> None:
     [
         ("--encoder.random_weights RUN", "RUN", ["--encoder.random_weights"]),  # bare: it stands for true
         ("--a 1 --encoder.random_weights RUN", "RUN", ["--a=1", "--encoder.random_weights"]),
+        ("--encoder.random_weights RUN --train.steps 5", "RUN", ["--encoder.random_weights", "--train.steps=5"]),
         ("--train.lr -3 RUN", "RUN", ["--train.lr=-3"]),
         ("--seeds 0 1 --a 2 RUN", "RUN", ["--a=2"]),
         ("RUN --a --b", "RUN", ["--a", "--b"]),

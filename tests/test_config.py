@@ -76,7 +76,9 @@ def test_typos_name_the_nearest_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--inner.width", "abc"], ["--inner.width", "2.5"], ["stray"], ["--inner", "3"]], ids=str
+    "words",
+    [["--inner.width", "abc"], ["--inner.width", "2.5"], ["stray"], ["--inner", "3"], ["--inner.width", "--inner.on"]],
+    ids=str,
 )
 def test_wrong_values_are_refused(words: list[str]) -> None:
     with pytest.raises(UsageError):

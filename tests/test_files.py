@@ -18,7 +18,7 @@ import torch
 from safetensors.numpy import save_file
 
 from s2robot import files
-from s2robot.errors import CorruptFile, InvalidInput, OutOfSpace
+from s2robot.errors import CorruptFile, InvalidInput, OutOfSpace, S2RobotError
 from s2robot.files import JsonLines, atomic, explain_full_disk, plain, read_json, read_jsonl, reserve, sweep, write_json
 
 resource = pytest.importorskip("resource")  # not on Windows
@@ -174,6 +174,17 @@ def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, "no")
     with pytest.raises(ValueError, match="No space left on device"), explain_full_disk(tmp_path):
         raise ValueError("No space left on device")  # a message about something else
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_where_nothing_may_be_written_is_said_and_what_else_is_forbidden_is_not_that(
+    tmp_path: Path, number: int
+) -> None:
+    with pytest.raises(S2RobotError, match="cannot be written: no. Write elsewhere"), atomic(tmp_path / "a") as path:
+        raise OSError(number, "no", str(path))
+    with pytest.raises(OSError, match="another") as told, atomic(tmp_path / "a"):
+        raise OSError(number, "no", "another")
+    assert not isinstance(told.value, S2RobotError) and not list(tmp_path.iterdir())
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

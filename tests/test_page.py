@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from s2robot.page import Html, bars, document, facts, interval_bar, listed, table, tag
+from s2robot.page import Html, bars, document, facts, interval_bar, listed, many, table, tag
 
 
 def test_plain_text_is_escaped_and_markup_is_not() -> None:
@@ -31,6 +31,10 @@ def test_bars_are_measured_against_the_longest() -> None:
     drawn = bars([("a", 5.0, "5 s", ""), ("b", 10.0, "10 s", "")])
     assert drawn.index("width:50.00%") < drawn.index("width:100.00%")
     assert "width:0.00%" in bars([("a", 0.0, "0 s", "")])
+
+
+def test_parameters_are_counted_in_the_unit_that_they_round_to() -> None:
+    assert [many(n) for n in (999, 999_400, 999_600, 5_491_584)] == ["999", "999k", "1M", "5.49M"]
 
 
 def test_unknown_facts_are_left_out() -> None:

@@ -205,6 +205,25 @@ def test_the_kind_may_stand_in_the_config(dataset: Path, tmp_path: Path, capsys:
     assert "--kind is act" in capsys.readouterr().err
 
 
+def test_a_config_s_one_seed_is_the_training_s_unless_another_is_given(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "five.yaml").write_text("seed: 5\n")
+    five = ("--config", str(tmp_path / "five.yaml"))
+
+    def seed(name: str, *words: str) -> int:
+        assert train_in(tmp_path / name, dataset, *five, *words) == 0
+        return int(files.read_json(tmp_path / name / "policy" / SETTINGS)["train"]["seed"])
+
+    assert [seed("a"), seed("b", "--seed", "0"), seed("c", "--train.seed", "3")] == [5, 0, 3]
+    assert train_in(tmp_path / "d", dataset, "--seeds", "0,1", "--train.seed", "3") == 2
+
+
+def test_who_works_and_how_often_it_is_written_may_change(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_in(run, dataset) == 0
+    assert train_in(run, dataset, "--encode.workers", "1", "--train.checkpoint_every", "1") == 0
+    assert train_in(run, dataset, "--train.batch", "4") == 2
+
+
 def test_a_folder_holds_one_run_or_one_a_seed(dataset: Path, tmp_path: Path) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
     assert train_in(many, dataset, "--seeds", "10,2") == 0

@@ -208,6 +208,12 @@ def test_looks_that_would_lie_otherwise_than_in_training_are_met_before_workers_
     assert not (tmp_path / "log").exists()
 
 
+def test_a_policy_without_its_weights_is_said(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "policy.json", {"config": {"chunk": 8}})
+    with pytest.raises(CorruptFile, match=r"policy\.safetensors is missing"):
+        evaluate(tmp_path, EvalConfig(episodes=1, fidelity="fast"), tmp_path / "log", launcher=_NoWorkers())
+
+
 class _NoWorkers:
     def work(self, *arguments: object) -> None:
         raise AssertionError("workers were asked for")

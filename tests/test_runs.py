@@ -22,6 +22,15 @@ def test_only_the_summary_must_be_there(tmp_path: Path) -> None:
     assert (run.summary, run.metrics, run.episodes, run.config) == ({"title": "x"}, [], [], "")
 
 
+def test_what_holds_runs_and_is_none_says_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "many" / "seed-0").mkdir(parents=True)
+    with pytest.raises(InvalidInput, match=r"runs of --seeds.* eval .*/many/seed-0 --report"):
+        read_run(tmp_path / "many")
+    (tmp_path / "study.yaml").touch()
+    with pytest.raises(InvalidInput, match="It is a study"):
+        read_run(tmp_path)
+
+
 def test_nulls_and_nans_count_as_missing(tmp_path: Path) -> None:
     run = read_run(write(tmp_path, {"git": None, "latency_ms": {"act": {"p50": float("nan"), "n": 3}}}))
     assert run.summary == {"latency_ms": {"act": {"n": 3}}}

@@ -255,6 +255,21 @@ def test_what_a_kill_may_leave_is_finished_or_made_again(
     assert sorted(line["episode"] for line in read_jsonl(journal)) == list(range(len(LENGTHS)))
 
 
+def test_a_damaged_journal_is_said_and_nothing_is_made_again(
+    dataset: DemoDataset, unkilled: FeatureStore, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(unkilled.folder, tmp_path / unkilled.folder.name))
+    (folder / "done").unlink()
+    journal, before = folder / "journal.jsonl", (folder / "map.npy").stat().st_mtime_ns
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0].replace(b"episode", b"episodf"), *lines[1:]]))
+    with pytest.raises(CorruptFile, match=r"journal\.jsonl.*line 1.*Delete that line"):
+        encode_dataset(dataset.path, FakeConfig(), tmp_path, workers=1)
+    assert (folder / "map.npy").stat().st_mtime_ns == before
+    journal.write_bytes(b"".join(lines[1:]))  # as is advised
+    assert content(encode_dataset(dataset.path, FakeConfig(), tmp_path, workers=1)) == content(unkilled)
+
+
 def test_a_dying_worker_stops_all_with_a_reason_and_loses_nothing(
     dataset: DemoDataset, unkilled: FeatureStore, tmp_path: Path
 ) -> None:

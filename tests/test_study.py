@@ -15,10 +15,12 @@ from rich.console import Console
 
 from s2robot import cli, compare, files, study_page, study_videos
 from s2robot import config as configuration
+from s2robot import study as studies
+from s2robot.config import merged
 from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
 from s2robot.rollouts import read_results
-from s2robot.study import StudyConfig, _hold, cells, merged, read_study, run_study
+from s2robot.study import StudyConfig, _hold, cells, read_study, run_study
 from s2robot.study_page import write_page
 from s2robot.study_videos import film, telling_seed
 
@@ -143,6 +145,13 @@ def test_settings_of_an_arm_reach_its_runs_and_no_other(tmp_path: Path) -> None:
             "--levels 15,30",
         ),
         ({"title": 2026}, InvalidInput, "title in .* is 2026, which is no text"),
+        ({"vary": 3, "levels": [1]}, InvalidInput, "vary in .* is 3, which is no text"),
+        ({"vary": "kind", "levels": [1]}, InvalidInput, "name them as arms"),
+        ({"arms": {"a": {"kind": 5}}}, InvalidInput, r"kind in arms\.a of .* is 5; expected the name"),
+        ({"shifts": [None, "none"]}, InvalidInput, "own look .none. twice"),
+        ({"arms": {"a": {}, "b": {"kind": "cnn"}}, "run": {"encode.versions": 1}}, InvalidInput, "versions are featur"),
+        ({"arms": {"a": {"kind": "act", "policy": {"execute": 3}}}}, InvalidInput, "multiple of the second"),
+        ({"run": {"eval": {"execute": 9}}}, InvalidInput, "chunks have 8 actions"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_done(
@@ -152,6 +161,65 @@ def test_a_study_that_cannot_be_is_refused_before_anything_is_done(
     with pytest.raises(error, match=words):
         run_study(read_study(source), tmp_path / "out", Console(quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_written_as_options_are_taken_as_nested(tmp_path: Path) -> None:
+    dotted = {"a": {"encoder.scales": [1], "encoder": {"grid": "base"}}, "b.5": {}}
+    study = read_study(written(tmp_path / "a.yaml", arms=dotted, run={**RUN, "train.lr": 0.5}))
+    assert study.arms == {"a": {"encoder": {"scales": [1], "grid": "base"}}, "b.5": {}}
+    assert [cell.config.encoder.scales for cell in cells(study)][:2] == [(1,), (1, 2)]
+    assert study.run["train"] == {**RUN["train"], "lr": 0.5}
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("in_this_process")
+def test_what_could_not_begin_binds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mend what was wrong, and the same folder takes it; of what has begun only who works is free."""
+    source, out = written(tmp_path / "a.yaml", seeds=[0]), tmp_path / "out"
+    assert cli.main(["study", source, "--out", str(tmp_path / "first"), "--arms", "s2"]) == 0
+    words = ["study", source, "--out", str(out), "--data", str(tmp_path / "first" / "demos.hdf5")]
+    assert cli.main([*words, "--train.demos", "99"]) == 2  # there are 3
+    assert (out / "study.yaml").exists()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise InvalidInput("not so")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("s2robot.study.train", fail)
+        assert cli.main([*words, "--train.demos", "1"]) == 2
+    assert not list(out.rglob("config.yaml"))
+    assert cli.main([*words, "--train.demos", "2", "--arms", "s2"]) == 0
+    assert cli.main([*words, "--train.demos", "3"]) == 2
+    changed = written(tmp_path / "a.yaml", seeds=[0], arms={**ARMS, "base": {"encoder": {"scales": [2]}}})
+    assert changed == source  # an arm that has not begun may still change
+    more = ["--train.demos", "2", "--eval.workers", "2", "--train.checkpoint_every", "3"]
+    assert cli.main([*words, *more]) == 0
+    assert files.read_json(out / "results.json")["rows"][1]["arm"] == "base"
+
+
+def test_features_of_a_finished_run_are_not_made_again_for_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = list(cells(read_study(written(tmp_path / "a.yaml"))))
+    for cell in every[:3]:
+        (tmp_path / cell.folder / "policy").mkdir(parents=True)
+        (tmp_path / cell.folder / "policy" / "done").touch()
+    asked = []
+    monkeypatch.setattr(studies, "everywhere", lambda dataset: dataset)
+    monkeypatch.setattr(studies, "source_of", lambda dataset, config, *_: asked.append(config))
+    monkeypatch.setattr(studies, "inputs_of", lambda *_: ())
+    monkeypatch.setattr(studies, "do_runs", lambda launcher, do, runs, *_: iter(runs))
+    dataset: Any = SimpleNamespace(address="demos.hdf5")
+    done = studies._elsewhere(studies.LOCAL, every, {64: dataset}, [""], tmp_path, Console(quiet=True))
+    assert list(done) == [cell.folder for cell in every]
+    assert asked == [every[3].config]
+
+
+def test_networks_whose_cost_is_not_counted_are_not_drawn_at_none() -> None:
+    arms = {"s2": {"gflops": 1.9, "hz": 9.0}, "cnn": {"gflops": None, "hz": 90.0}}
+    rows = [{"arm": arm, "rate": 0.5, "low": 0.4, "high": 0.6} for arm in arms]
+    cost, rate = study_page._charts({"vary": "", "arms": arms}, rows)
+    assert "cnn" not in cost and "s2" in cost and "cnn" in rate
 
 
 def test_what_a_study_was_told_beside_its_file_is_in_the_one_it_leaves(tmp_path: Path) -> None:

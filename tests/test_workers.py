@@ -140,6 +140,18 @@ def test_work_that_always_hangs_is_given_up_and_named(tmp_path: Path, monkeypatc
     assert (tmp_path / "hung").exists()  # or it would have been a slow start
 
 
+@pytest.mark.parametrize("words", ["soon", "0", "-1", "nan"])
+def test_patience_that_is_none_is_refused(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S2ROBOT_PATIENCE", words)
+    with pytest.raises(S2RobotError, match=f"S2ROBOT_PATIENCE is '{words}'; expected seconds"):
+        next(workers.work(int, slowly, [1], 1))
+
+
+def test_patience_is_as_long_as_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S2ROBOT_PATIENCE", "7200")
+    assert workers._patience() == 7200
+
+
 def slowly(tool: int, item: int) -> int:
     time.sleep(1.5)
     return item
