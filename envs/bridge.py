@@ -58,6 +58,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         shift: other looks every episode, such as "light,table:0.5" or "all/test"; see `envs.shifts`.
         shaped: reward on the way to success too, as robosuite shapes it (Reach always does); else at success alone.
         extras: what else to observe: "depth", "segmentation", "privileged" (see `s2robot.types`).
+        render_mode: Gymnasium's; "rgb_array", whether given or not.
 
     `step` after the end of an episode raises; an action outside [-1, 1] or with a NaN raises.
     `reset(seed=k)` fixes everything: two resets with the same seed give the same bits from there on.
@@ -78,7 +79,10 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
         shift: str = "",
         shaped: bool = False,
         extras: Collection[str] = (),
+        render_mode: str | None = None,
     ) -> None:
+        if render_mode not in (None, self.render_mode):
+            raise InvalidInput(f"render_mode is {render_mode!r}; `render` gives images: {self.render_mode!r}")
         wanted = check_manner(fidelity, shift)
         self.task, self.fidelity, self.frame_size = task, fidelity, frame_size
         self.metadata = {**self.metadata, "render_fps": task.control_hz}
@@ -113,7 +117,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._must_be_open()
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else int(seed))  # numpy's numbers too
         env = self._env
         reseed(env, self.np_random)
         for robot in env.robots:  # robosuite keeps the fingers' command across resets: an episode must not see the last
@@ -178,6 +182,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
 
     def frames(self) -> NDArray[np.uint8]:
         """Every camera, (V, H, W, 3) RGB, top row first."""
+        self._must_be_open()
         if self._renderer is None:
             return np.zeros((len(self.cameras), self.frame_size, self.frame_size, 3), np.uint8)
         start = time.perf_counter()

@@ -237,7 +237,8 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if isinstance(seed, (int, np.integer)):
             super().reset(seed=int(seed))
             return [int(seed) + k for k in range(self.num_envs)]
-        seeds: list[int | None] = [None] * self.num_envs if seed is None else list(seed)
+        given = [None] * self.num_envs if seed is None else list(seed)
+        seeds = [None if each is None else int(each) for each in given]  # numpy's numbers too
         if len(seeds) != self.num_envs:
             raise InvalidInput(f"{len(seeds)} seeds came for {self.num_envs} environments; give one each, or an int")
         for k, episode in enumerate(self._episodes):  # what happens must have a seed to tell it by

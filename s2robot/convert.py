@@ -48,7 +48,8 @@ def _to_s2robot(
         raise InvalidInput(f"{path} is there already. Convert into another file, or remove it: rm {path}")
     chosen = list(range(len(source)) if episodes is None else episodes)
     said = {k: source.attribute(k, "seed") for k in chosen}
-    has_seeds = None not in said.values() and len({int(seed) for seed in said.values()}) == len(chosen)
+    told = {int(seed) for seed in said.values() if seed is not None and int(seed) >= 0}  # -1: of a file that says none
+    has_seeds = len(told) == len(chosen)
     seeds = {k: int(said[k]) if has_seeds else k for k in chosen}
     settings = {"source": str(source.path.absolute()), "steps": source.total, "cameras": source.cameras}
     settings["by"] = "seeds" if has_seeds else "numbers"  # what names an episode's part

@@ -24,6 +24,9 @@ SHOWN = 8  # episodes in the sheet, where none are named
 LEAST_CELL, MOST_CELL = 8, 2048  # of a frame there [pixels]
 
 
+SCALE_THEM = "to train on them, scale them (LeRobot folders: s2robot convert --to s2robot --scale-actions)"
+
+
 def do_view(argv: Sequence[str]) -> int:
     parser = command.parser(
         "view",
@@ -50,6 +53,7 @@ def do_view(argv: Sequence[str]) -> int:
     chosen = dataset_view.choose(options.episodes, count) if options.episodes else dataset_view.spread(count, SHOWN)
     summary = dataset_view.summarize(dataset)
     path = Path(dataset.path.name if remote.is_remote(options.dataset) else options.dataset)
+    path = path if path.stem.strip(".") else path.resolve()  # . and .. are called nothing
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}-view")
     pictures: list[Path] = []
     if summary["frame_size"][0]:
@@ -189,6 +193,8 @@ def _tell(summary: dict[str, Any], console: Console) -> None:
         if words:
             console.print(f"{name:<9} {words}", highlight=False, markup=False, soft_wrap=True)
     _warn(console, [f"damaged   {name}: {why}" for name, why in summary["damaged"].items()])
+    if summary["outside"]:
+        _warn(console, [f"range     actions of {summary['outside']} episodes leave [-1, 1]: {SCALE_THEM}"])
 
 
 def dataset_rows(folder: str) -> list[dict[str, Any]]:

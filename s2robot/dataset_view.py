@@ -53,13 +53,13 @@ def spread(count: int, wanted: int) -> list[int]:
 def summarize(dataset: Demonstrations) -> dict[str, Any]:
     """What is in a dataset. Reads everything but the frames."""
     low, high = np.inf, -np.inf
-    successes, damaged = 0, {}
+    successes, outside, damaged = 0, 0, {}
     for k in range(len(dataset)):
         try:
-            episode = dataset.episode(k)
-            actions = episode.actions  # (L, M)
+            actions = dataset.field(k, "actions", any_range=True)  # (L, M)
             low, high = np.minimum(low, actions.min(axis=0)), np.maximum(high, actions.max(axis=0))
-            successes += episode.success
+            successes += dataset.episode(k).success
+            outside += bool(np.abs(actions).max(initial=0) > 1)
         except CorruptFile as error:
             damaged[dataset.name(k)] = str(error)
     env_args, lengths = dataset.env_args, dataset.lengths
@@ -76,6 +76,7 @@ def summarize(dataset: Demonstrations) -> dict[str, Any]:
         "frame_size": list(dataset.frame_shape[1:3]),
         "successes": successes,
         "actions": {name: [lower, upper] for name, lower, upper in ranges if np.isfinite(lower)},
+        "outside": outside,  # episodes of which actions leave [-1, 1]
         "damaged": damaged,
         "versions": version_differences(env_args),
     }

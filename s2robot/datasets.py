@@ -101,6 +101,8 @@ def write_dataset(
     path = Path(path)
     if isinstance(camera_names, str):
         raise InvalidInput(f"camera_names is {camera_names!r}; expected a name for each view, e.g. [{camera_names!r}]")
+    if len(set(camera_names)) < len(camera_names):
+        raise InvalidInput(f"camera_names are {list(camera_names)}; expected each once")
     if path.exists():
         raise InvalidInput(f"{path} is there already. Write into another file, or remove it: rm {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +276,7 @@ class DemoDataset:
         with self._reading_episode(k):
             return pack(self._frame_datasets(k), checked=bool(self._digest))
 
-    def field(self, k: int, name: str) -> NDArray[Any]:
+    def field(self, k: int, name: str, *, any_range: bool = False) -> NDArray[Any]:
         """Any field of episode `k` but its frames, whole and checked; what robomimic lacks is made up for."""
         dtype, axes = FIELDS[name]
         with self._reading_episode(k):
@@ -292,7 +294,7 @@ class DemoDataset:
                 value = np.asarray(value, dtype)
             if value.ndim != len(axes) or len(value) != self.lengths[k]:
                 raise ValueError(f"{name} is {value.shape}; expected {self.lengths[k]} rows, ({', '.join(axes)})")
-            if problem := number_problem(name, value):
+            if problem := number_problem(name, value, any_range=any_range):
                 raise ValueError(f"{name} {problem}")
             return value
 

@@ -89,7 +89,8 @@ class EncoderConfig:
             raise InvalidInput(f"Unknown fusion {self.fusion!r}. Known: {', '.join(FUSIONS)}")
         if not (is_count(self.width) if self.fusion == "project" else self.width is None):
             raise InvalidInput(f"width={self.width!r} with fusion={self.fusion!r}: 'project' takes a width, no other")
-        check_tile(self.tile)
+        object.__setattr__(self, "tile", check_tile(self.tile))
+        object.__setattr__(self, "width", self.width and int(self.width))
         if type(self.seed) is not int or self.seed < 0:
             raise InvalidInput(f"seed is {self.seed!r}; expected a whole number from 0 on")
         if self.fit not in FITS:
@@ -394,7 +395,6 @@ def _fingerprint(encoder: Encoder) -> str:
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for key, value in sorted(encoder.backbone.weights().items()):
-        flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -107,6 +107,12 @@ def find_device(device: str | torch.device | None) -> torch.device:
             raise InvalidInput("Device 'meta' holds no numbers, so nothing computes there. Try 'cpu' or 'cuda'")
     except (RuntimeError, TypeError) as error:
         raise InvalidInput(f"Unknown device {device!r}. Try 'cpu', 'cuda' or 'cuda:1'") from error
+    if chosen.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=chosen)
+        except Exception as error:  # of every kind: what torch was built without, or a driver that is not there
+            why = str(error).splitlines()[0]
+            raise InvalidInput(f"Device {str(device)!r} is not here ({why}). Try device='cpu'") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise InvalidInput(
             f"Device {str(device)!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices. Try "

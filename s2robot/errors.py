@@ -47,7 +47,7 @@ class UnknownName(UsageError):
     LISTED = 30  # a longer table is cut to the nearest names
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        known = sorted(known)
+        known, name = sorted(known), str(name)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         tail = f" ({hint})" if hint else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,12 +162,17 @@ def _check_arguments(images: Tensor, output_shape: str, num_prefix_token: int) -
         )
 
 
+def _several(name: str, given: Sequence[Any] | None) -> list[Any]:
+    try:
+        return list(given if given is not None else ())
+    except TypeError as error:
+        raise InvalidInput(f"{name}={given}; expected several, or one of them in a list: [{given}]") from error
+
+
 def _image_sizes(base: int, scales: Sequence[float] | None, img_sizes: Sequence[int] | None) -> list[int]:
+    scales, img_sizes = _several("scales", scales), _several("img_sizes", img_sizes)
     if not img_sizes and not scales:
         raise InvalidInput("Neither scales nor img_sizes was given. Try scales=(1, 2)")
-    for name, given in (("scales", scales), ("img_sizes", img_sizes)):
-        if isinstance(given, int | float):
-            raise InvalidInput(f"{name}={given}; expected several, or one of them in a list: [{given}]")
     sizes = list(img_sizes) if img_sizes else [int(base * scale) for scale in scales or ()]
     if any(size < 1 or size != int(size) for size in sizes):
         asked = f"img_sizes={tuple(img_sizes)}" if img_sizes else f"scales={tuple(scales or ())} of {base} px"

@@ -14,7 +14,7 @@ from typing import Any
 
 from s2robot import locks, registry, remote, workers
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
-from s2robot.errors import InvalidInput, OutOfSpace, S2RobotError, UnknownName
+from s2robot.errors import InvalidInput, MissingExtra, OutOfSpace, RenderingUnavailable, S2RobotError, UnknownName
 from s2robot.machine import versions
 from s2robot.sources import StateDataset, control_hz, version_differences
 
@@ -129,7 +129,7 @@ def _draw(dataset: StateDataset, keys: list[int], folder: Path, replay: Any, k: 
         )
         texts = {"model_file": model_file} if model_file else {}
         EpisodeParts(folder).write(episode, texts if drawn.starts_alike else {**texts, ELSEWHERE: "yes"})
-    except (OutOfSpace, UnknownName):  # as it would be for every other episode
+    except (OutOfSpace, UnknownName, RenderingUnavailable, MissingExtra):  # as it would be for every other episode
         raise
     except S2RobotError as error:
         return str(error)

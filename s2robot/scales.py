@@ -66,11 +66,12 @@ class Plan:
         return sum(scale.tiles for scale in self.scales)
 
 
-def ascending(name: str, values: Iterable[float], kind: type[float]) -> tuple[float, ...]:
+def ascending(name: str, values: Iterable[float] | None, kind: type[float]) -> tuple[float, ...]:
     """Hold a setting of several sizes against its contract: positive numbers of a kind, each once, coarse first."""
-    if isinstance(values, (int, float)):
-        raise InvalidInput(f"{name} is {values}; expected several, or one in a list: [{values}]")
-    given = tuple(values)
+    try:
+        given = tuple(values if values is not None else ())
+    except TypeError as error:
+        raise InvalidInput(f"{name} is {values}; expected several, or one in a list: [{values}]") from error
     try:
         numbers = tuple(kind(value) for value in given)
     except (TypeError, ValueError, OverflowError):  # a word, nothing, or infinitely many pixels
@@ -82,10 +83,11 @@ def ascending(name: str, values: Iterable[float], kind: type[float]) -> tuple[fl
     return numbers
 
 
-def check_tile(tile: Any) -> None:
+def check_tile(tile: Any) -> int | None:
     """Raises InvalidInput if the setting is neither left out nor whole pixels."""
     if not (tile is None or is_count(tile)):
         raise InvalidInput(f"tile is {tile!r}; expected whole pixels, e.g. 256")
+    return None if tile is None else int(tile)
 
 
 def is_count(value: Any) -> bool:

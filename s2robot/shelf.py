@@ -13,7 +13,7 @@ from s2robot.clips import DEMONSTRATIONS
 from s2robot.datasets import DemoDataset
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.remains import open_hdf5
-from s2robot.sources import INFO, StateDataset, is_dataset, is_lerobot, task_name
+from s2robot.sources import INFO, StateDataset, channels_last, is_dataset, is_lerobot, task_name
 
 PASSED_BY = (".parts", "site-packages", "node_modules")  # folders that end so are not looked into
 
@@ -93,8 +93,9 @@ def _lerobot(path: Path, name: str) -> Found:
     info: dict[str, Any] = files.read_json(path / INFO, "Restore it from a copy")
     try:
         features = info["features"].items()
-        views = {key.rpartition(".")[2]: spec["shape"] for key, spec in features if spec["dtype"] in ("image", "video")}
-        cameras = ", ".join(f"{camera} {'x'.join(map(str, shape[:2]))}" for camera, shape in views.items())
+        views = {key.rpartition(".")[2]: spec for key, spec in features if spec["dtype"] in ("image", "video")}
+        sizes = {camera: channels_last(spec)[:2] for camera, spec in views.items()}
+        cameras = ", ".join(f"{camera} {'x'.join(map(str, size))}" for camera, size in sizes.items())
         episodes, steps, task = (
             int(info["total_episodes"]),
             int(info["total_frames"]),

@@ -131,3 +131,10 @@ def is_dataset(file: h5py.File) -> bool:
     return isinstance(file.get("data"), h5py.Group) and any(
         isinstance(demo, h5py.Group) for demo in file["data"].values()
     )
+
+
+def channels_last(spec: Mapping[str, Any]) -> tuple[int, ...]:
+    """(H, W, 3) of a camera, which some datasets write as (3, H, W); what is read is the same."""
+    shape, names = tuple(spec["shape"]), spec.get("names")
+    leads = str(names[0]).startswith("channel") if names else shape[0] == 3 != shape[-1]
+    return (*shape[1:], shape[0]) if leads else shape

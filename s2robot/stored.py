@@ -42,8 +42,8 @@ class Demonstrations(Protocol):
         """Frames of some steps of episode `k` (default: all).  (n, V, H, W, 3)"""
         ...
 
-    def field(self, k: int, name: str) -> NDArray[Any]:
-        """Any field of episode `k` but its frames."""
+    def field(self, k: int, name: str, *, any_range: bool = False) -> NDArray[Any]:
+        """Any field of episode `k` but its frames; actions must be in [-1, 1], unless of `any_range`."""
         ...
 
     def has(self, k: int, name: str) -> bool:

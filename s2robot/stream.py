@@ -13,6 +13,7 @@ not hoped: every `AUDIT_EVERY`-th frame is also encoded in full, and `statistics
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from s2robot.camera_watch import CameraWatch, WatchConfig
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.preprocess import check_frames, tile_sources
 from s2robot.types import Features
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from s2robot.encoder import Encoder
@@ -88,7 +91,10 @@ class Stream:
             raise InvalidInput(f"A stream takes one frame at a time, (H, W, 3); got {tuple(frame.shape)}")
         with self._lock:
             if self.watch:
+                before = self.watch.fault
                 self.watch.saw(np.asarray(batch[0, 0].cpu()))
+                if self.watch.fault and not before:  # said once, however long it lasts
+                    _log.warning("%s", self.watch.fault)
                 if problem := self.watch.problem:
                     raise S2RobotError(f"Not encoded: {problem}")
             return self._next(batch)

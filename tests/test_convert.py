@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from test_dataset_view import damage_frames
@@ -27,6 +28,15 @@ def test_robomimics_images_become_ours(tmp_path: Path) -> None:
     assert [episode.seed for episode in dataset] == [0, 1] and "says no seeds" in dataset.env_args["seeds"]
     assert np.array_equal(dataset.frames(1), made.frames[:, :1])
     assert dataset.env_args["env_name"] == "Lift"
+
+
+def test_a_seed_that_says_there_is_none_is_none_for_one_episode_too(tmp_path: Path) -> None:
+    robomimic_file(tmp_path / "a.hdf5")
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        for demo in file["data"].values():
+            demo.attrs["seed"] = -1
+    part, _ = to_s2robot(open_dataset(tmp_path / "a.hdf5"), tmp_path / "b.hdf5", episodes=[1])
+    assert part.episode(0).seed == 1 and "says no seeds" in part.env_args["seeds"]
 
 
 def test_some_of_ours_keep_their_seeds_and_content(tmp_path: Path) -> None:

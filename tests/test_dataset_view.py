@@ -31,7 +31,7 @@ def lerobot_folder(path: Path) -> None:
     """What `list` reads of one."""
     (path / "meta").mkdir(parents=True)
     features = {
-        "observation.images.top": {"dtype": "video", "shape": [48, 64, 3]},
+        "observation.images.top": {"dtype": "video", "shape": [3, 48, 64], "names": ["channels", "height", "width"]},
         "action": {"dtype": "float32", "shape": [2]},
     }
     info = {"codebase_version": "v3.0", "fps": 10, "total_episodes": 4, "total_frames": 90, "robot_type": "so100"}
@@ -114,6 +114,28 @@ def test_a_file_without_images_is_summarized_all_the_same(tmp_path: Path, capsys
     said = capsys.readouterr().out
     assert "s2robot render" in said and "2, of which 1 succeeded" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_actions_of_any_range_are_told_and_are_no_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    robomimic_file(tmp_path / "a.hdf5", image_key="object")
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        list(file["data"].values())[1]["actions"][0] = 90.0
+    words = ["view", str(tmp_path / "a.hdf5")]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "2, of which 1 succeeded" in said and ", 90]" in said and "damaged" not in said
+    assert "actions of 1 episodes leave [-1, 1]" in said
+    with pytest.raises(CorruptFile, match="leaves"):  # where they are learned from it is
+        _ = open_dataset(tmp_path / "a.hdf5").episode(1).actions
+
+
+def test_the_folder_one_stands_in_may_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "here" / "a.hdf5", [1]).close()
+    monkeypatch.chdir(tmp_path / "here")
+    dataset = DemoDataset(tmp_path / "here" / "a.hdf5")
+    monkeypatch.setattr("s2robot.dataset_verbs.open_dataset", lambda _: dataset)  # only LeRobot's are folders
+    assert cli.main(["view", "."]) == 0
+    assert (tmp_path / "here-view" / "sheet.png").exists()
 
 
 def test_foreign_files_with_images_are_viewed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 from pathlib import Path
@@ -134,6 +135,7 @@ def test_wrong_frames_are_named(encoder: Encoder, frames: Any, message: str) -> 
         ({"seed": "a"}, "seed is 'a'; expected a whole number"),
         ({"seed": -1}, "seed is -1"),
         ({"device": "gpu"}, "Unknown device 'gpu'"),
+        ({"device": "xpu"}, "Device 'xpu' is not here .*device='cpu'"),
         ({"device": "cuda:99"}, "'cuda:99' is not here"),
         ({"checkpoint": "x.pth", "random_weights": True}, "leave one out"),
         ({"compile": True, "engine": "openvino"}, "Both compile=True and engine='openvino' were given"),
@@ -145,9 +147,19 @@ def test_wrong_settings_are_named(arguments: dict[str, Any], message: str) -> No
         load_encoder(**{"engine": "torch", "device": "cpu", **arguments})
 
 
+def test_numbers_of_numpy_do() -> None:
+    """What was read from an array ends in a fingerprint, a store and a policy's description, which are JSON."""
+    given = EncoderConfig(sizes=np.array([64, 128]), tile=np.int64(128), fusion="project", width=np.int64(8))  # type: ignore[arg-type]
+    assert given == EncoderConfig(sizes=(64, 128), tile=128, fusion="project", width=8)
+    assert json.loads(json.dumps(vars(given)))["width"] == 8
+    assert EncoderConfig(scales=None, sizes=(64,)).scales == ()  # type: ignore[arg-type]
+
+
 def test_wrong_names_are_said_before_any_weights_are_read() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'openvino'"):
         load_encoder(engine="openvina", checkpoint="nowhere.pth", device="cpu")
+    with pytest.raises(UnknownName, match="Unknown engine 'None'"):
+        load_encoder(engine=None, device="cpu")  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="Did you mean 'int8'"):
         load_encoder(precision="int", checkpoint="nowhere.pth", device="cpu")
 
@@ -171,6 +183,8 @@ def test_auto_takes_any_weights() -> None:
     [
         ({"scales": 2}, r"scales is 2; expected several, or one in a list: \[2\]"),
         ({"sizes": 448}, r"\[448\]"),
+        ({"scales": np.int64(2)}, r"scales is 2; expected several"),
+        ({"scales": None}, "Neither scales nor sizes"),
         ({"scales": (1, None)}, "expected positive numbers"),
     ],
 )

@@ -235,7 +235,9 @@ def test_what_is_read_beside_a_frame_shown_again_is_what_was_read_there(lift_env
             np.testing.assert_allclose(again[name], value, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("option", [{"cameras": "agentview"}, {"extras": "depth"}, {"frame_size": "64"}])
+@pytest.mark.parametrize(
+    "option", [{"cameras": "agentview"}, {"extras": "depth"}, {"frame_size": "64"}, {"render_mode": "human"}]
+)
 def test_options_of_another_type_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=f"{next(iter(option))} is"):
         make_env("Reach", render_frames=False, **option)
@@ -245,9 +247,17 @@ def test_a_closed_environment_says_so() -> None:
     env = make_env("Reach", render_frames=False)
     env.reset(seed=0)
     env.close()
-    for call in (lambda: env.step(np.zeros(3, np.float32)), env.reset):
+    for call in (lambda: env.step(np.zeros(3, np.float32)), env.reset, env.render, env.observe):
         with pytest.raises(UsageError, match="closed: make another"):
             call()
+
+
+def test_gymnasium_may_name_the_render_mode_and_seeds_of_numpy_do() -> None:
+    env = gymnasium.make("s2robot/Reach-v0", render_mode="rgb_array", render_frames=False)
+    first, _ = env.reset(seed=np.int64(3))  # type: ignore[arg-type]
+    again, _ = env.reset(seed=3)
+    np.testing.assert_array_equal(first[PROPRIOCEPTION], again[PROPRIOCEPTION])
+    env.close()
 
 
 def test_physics_that_run_away_end_the_episode(lift_env: RobosuiteEnv) -> None:

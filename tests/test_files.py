@@ -180,7 +180,7 @@ def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
 def test_where_nothing_may_be_written_is_said_and_what_else_is_forbidden_is_not_that(
     tmp_path: Path, number: int
 ) -> None:
-    with pytest.raises(S2RobotError, match="cannot be written: no. Write elsewhere"), atomic(tmp_path / "a") as path:
+    with pytest.raises(S2RobotError, match=r"cannot be written: no\. Write elsewhere"), atomic(tmp_path / "a") as path:
         raise OSError(number, "no", str(path))
     with pytest.raises(OSError, match="another") as told, atomic(tmp_path / "a"):
         raise OSError(number, "no", "another")

@@ -181,6 +181,8 @@ def test_looks_are_stacked_by_gymnasium_itself(encoder: Encoder) -> None:
 
 def test_specs_and_pickles_make_the_same_environment_again(encoder: Encoder) -> None:
     small = FrameFeatures(encoder, "cls", compression=fit_compression(encoder, dot_frames(), 5, "cls"))
+    with pytest.raises(InvalidInput, match="fit it to frames of the same cameras"):
+        small(np.concatenate([dot_frames()] * 2, axis=1))
     env = FrameStackObservation(S2Observation(gymnasium.make("s2robot-tests/Dot-v0"), small, key="seen"), 2)
     observation, _ = env.reset(seed=1)
     for again in (gymnasium.make(env.spec), pickle.loads(pickle.dumps(env))):

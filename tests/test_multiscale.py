@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -195,6 +196,7 @@ SQUARE = torch.zeros(1, 3, 16, 16)
         (SQUARE[:0], {"scales": (1,)}, "empty batch"),
         (SQUARE.numpy(), {"scales": (1,)}, "Images are a ndarray"),
         (SQUARE, {"scales": 2}, r"in a list: \[2\]"),
+        (SQUARE, {"scales": np.array([0.01, 1])}, r"image sizes \[0, 16\]"),
         (torch.zeros(1, 3, 16, 32), {"scales": (1,)}, "16x32; S2 takes square ones"),
         (SQUARE.to(torch.uint8), {"scales": (1,)}, "expected floats"),
         (SQUARE, {}, r"Try scales=\(1, 2\)"),

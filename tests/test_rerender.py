@@ -18,7 +18,7 @@ from s2robot.datasets import DemoDataset, Episode, EpisodeParts, write_dataset
 from s2robot.envs import make_env
 from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.envs.replay import TaskReplay
-from s2robot.errors import InvalidInput, S2RobotError, UnknownName
+from s2robot.errors import InvalidInput, RenderingUnavailable, S2RobotError, UnknownName
 from s2robot.rerender import RenderConfig, render
 
 pytestmark = [
@@ -268,6 +268,23 @@ def test_what_this_machine_lacks_is_said(tmp_path: Path) -> None:
     source, _ = foreign(tmp_path / "e.hdf5", with_model=False, env_name="Stack")
     with pytest.raises(S2RobotError, match="another robot, task or version"):
         render(source, tmp_path / "f.hdf5", SMALL)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_renderer_that_is_lost_leaves_the_rest_to_the_next_run(
+    lift: DemoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the episodes: none of them is left out."""
+
+    def lost(*_: Any) -> None:
+        raise RenderingUnavailable("the GPU is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskReplay, "draw", lost)
+        with pytest.raises(RenderingUnavailable):
+            render(lift.path, tmp_path / "b.hdf5", SMALL)
+    assert not (tmp_path / "b.hdf5").exists()
+    assert not render(lift.path, tmp_path / "b.hdf5", SMALL).failed
 
 
 @pytest.mark.usefixtures("here")

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from small_policies import observations, small_policy
 from small_servers import PATIENCE, address, server_thread, wait_until
 
 import s2robot
-from s2robot import RemotePolicy
+from s2robot import RemotePolicy, files, seals
 from s2robot.errors import InvalidInput, MissingExtra, S2RobotError
 from s2robot.policies.wrappers import TemporalEnsemble
 from s2robot.rollouts import rollout
+from s2robot.trained import SUM
 from s2robot.types import FRAMES, PRIVILEGED, PROPRIOCEPTION, Policy
 
 pytest.importorskip("websockets")
@@ -110,6 +112,20 @@ def test_after_a_broken_connection_act_says_so_and_reset_connects_again(runs: di
         for _ in range(2):  # whoever tries again is not driven by the other either
             with pytest.raises(S2RobotError, match=r"Another policy .*bc-rnn -> bc-mlp"):
                 remote.reset()
+
+
+def test_the_same_kind_with_other_weights_is_another_policy(tmp_path: Path) -> None:
+    """As after training again into the folder that is served."""
+    served = [small_policy(tmp_path / name) for name in "ab"]
+    for scale, run in zip((1.0, 0.5), served, strict=True):
+        weights, about = run / "policy" / "policy.safetensors", run / "policy" / "policy.json"
+        save_file({key: scale * value for key, value in load_file(weights).items()}, weights)
+        files.write_json(about, {**files.read_json(about), SUM: seals.digest(weights)})
+    with server_thread(served[0]) as first:
+        port, remote = address(first.url)[1], RemotePolicy(first.url)
+        assert remote.metadata["weights"] == seals.digest(served[0] / "policy" / "policy.safetensors")
+    with server_thread(served[1], port=port), pytest.raises(S2RobotError, match=r"Another policy .*\(weights: "):
+        remote.reset()
 
 
 def test_an_answer_that_ctrl_c_left_behind_is_nobody_elses(

@@ -13,6 +13,7 @@ from small_encoders import Frames, close, eye, random_frames, small_encoder
 from torch import Tensor
 
 from s2robot import stream as stream_module
+from s2robot.camera_watch import WatchConfig
 from s2robot.encoder import Encoder
 from s2robot.errors import InvalidInput
 
@@ -74,6 +75,14 @@ def in_threads(*jobs: Callable[[], None]) -> None:
 
 
 # -- exact -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_its_watch_reports_is_said_once(encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
+    black, seen = np.zeros((64, 64, 3), np.uint8), random_frames(64, 64, 3)
+    stream = stream_module.Stream(encoder, "top", watch=WatchConfig())
+    for frame in (seen, black, black, seen, black):
+        stream(frame)
+    assert [record.getMessage().count("the frames of top are blank") for record in caplog.records] == [1, 1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -167,7 +167,7 @@ def test_spaces_and_modes(vector: VectorEnv) -> None:
 
 def test_seeds_are_a_number_or_a_list(vector: VectorEnv) -> None:
     counted, _ = vector.reset(seed=4)
-    listed, _ = vector.reset(seed=[4, 5, 6])
+    listed, _ = vector.reset(seed=np.array([4, 5, 6]))  # type: ignore[arg-type]
     np.testing.assert_array_equal(counted[FRAMES], listed[FRAMES])
     on, _ = vector.reset()
     assert not np.array_equal(on[PROPRIOCEPTION], listed[PROPRIOCEPTION])

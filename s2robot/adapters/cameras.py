@@ -34,6 +34,8 @@ class Cameras:
     """
 
     def __init__(self, space: spaces.Space[Any], cameras: Sequence[str] = (), key: str = FEATURES) -> None:
+        if isinstance(cameras, str):
+            raise InvalidInput(f"cameras is {cameras!r}; expected several names, e.g. ({cameras!r},)")
         self.space, self.key = space, key
         self.keys = _keys(space, tuple(cameras))
         sizes = {name: part.shape[-3:] for name, part in self._parts().items()}

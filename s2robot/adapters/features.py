@@ -77,11 +77,7 @@ class FrameFeatures:
 
     def shape(self, views: int, frame: Size) -> tuple[int, ...]:
         """What comes of the frames (V, H, W, 3) of one observation."""
-        if self.compression is not None and len(self.compression.basis) != views:
-            raise InvalidInput(
-                f"{views} views came, and the compression was fitted to {len(self.compression.basis)}: fit it to"
-                " frames of the same cameras"
-            )
+        self._hold(views)
         height, width = self.encoder.grid_of(frame)
         shapes = {"map": (self.channels, height, width), "tokens": (height * width, self.channels)}
         return (views, *shapes.get(self.kind, (self.channels,)))
@@ -140,6 +136,7 @@ class FrameFeatures:
             found: Tensor = getattr(seen, self.kind)
             return found
         maps = registry.neck().chosen_tokens(seen.map, seen.cls, self.kind)
+        self._hold(maps.shape[1])
         compressed: Tensor = self.compression.to(maps.device)(maps)  # (B, V, C, h, w); encoders may be moved
         if self.kind == "cls":
             return compressed[..., 0, 0]
@@ -147,6 +144,13 @@ class FrameFeatures:
 
     def _found(self, frames: NDArray[np.uint8]) -> Tensor:
         return self.of(self.encoder(frames))
+
+    def _hold(self, views: int) -> None:
+        if self.compression is not None and len(self.compression.basis) != views:
+            raise InvalidInput(
+                f"{views} views came, and the compression was fitted to {len(self.compression.basis)}: fit it to"
+                " frames of the same cameras"
+            )
 
     def __deepcopy__(self, _: Any) -> FrameFeatures:
         return self  # Gymnasium copies the arguments of wrappers; the weights stay where they are

@@ -19,7 +19,7 @@ import errno
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from s2robot.episodes import FIELDS, Episode, number_problem
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName, require
 from s2robot.files import atomic_folder, read_json, write_json
 from s2robot.parts import reading
-from s2robot.sources import INFO, control_hz, goal_words, task_name
+from s2robot.sources import INFO, channels_last, control_hz, goal_words, task_name
 from s2robot.stored import Demonstrations, StoredEpisode
 
 OWN = "meta/s2robot.json"
@@ -158,13 +158,6 @@ def _quiet() -> Iterator[None]:
         bars.enable_progress_bars()
 
 
-def _channels_last(spec: Mapping[str, Any]) -> tuple[int, ...]:
-    """(H, W, 3) of a camera, which some datasets write as (3, H, W); what is read is the same."""
-    shape, names = tuple(spec["shape"]), spec.get("names")
-    leads = str(names[0]).startswith("channel") if names else shape[0] == 3 != shape[-1]
-    return (*shape[1:], shape[0]) if leads else shape
-
-
 def _view(dataset: Demonstrations, camera: str) -> int:
     if camera not in dataset.cameras:
         raise UnknownName("camera", camera, dataset.cameras)
@@ -232,7 +225,7 @@ class LeRobotFolder:
         self._scale = self._action_range() if scale_actions else None
 
     def _frame_size(self) -> tuple[int, ...]:
-        sizes = {camera: _channels_last(self._specs[self._key(camera)]) for camera in self.cameras}
+        sizes = {camera: channels_last(self._specs[self._key(camera)]) for camera in self.cameras}
         if len(set(sizes.values())) > 1:
             raise InvalidInput(f"The cameras of {self.path} differ in size: {sizes}. Choose some: --cameras NAME,NAME")
         return next(iter(sizes.values()), (0, 0, 3))
@@ -281,7 +274,7 @@ class LeRobotFolder:
                 out[:, view] = self._images(self._key(camera), wanted)
             return out
 
-    def field(self, k: int, name: str) -> NDArray[Any]:
+    def field(self, k: int, name: str, *, any_range: bool = False) -> NDArray[Any]:
         """Any field of episode `k` but its frames; zeros for missing rewards, actions for missing executed ones."""
         dtype, axes = FIELDS[name]
         key, length = COLUMNS[name], self.lengths[k]
@@ -295,7 +288,7 @@ class LeRobotFolder:
                 low, high = self._scale
                 value = 2 * (value - low) / (high - low) - 1
             value = np.asarray(value, dtype).reshape(length, *(() if len(axes) == 1 else (-1,)))
-            if problem := number_problem(name, value):
+            if problem := number_problem(name, value, any_range=any_range):
                 hint = " (or convert with --scale-actions)" if name.endswith("actions") else ""
                 raise ValueError(f"{name} {problem}{hint}")
             return value

@@ -15,6 +15,7 @@ from s2robot.errors import InvalidInput
 from s2robot.frames import small_size
 from s2robot.interface import names_of
 from s2robot.runs import seed_folders
+from s2robot.trained import SUM
 
 Size = tuple[int, int]
 
@@ -23,10 +24,12 @@ Size = tuple[int, int]
 class Interface:
     """What one policy takes and gives.
 
-    fits: may frames of this size (H, W) be looked at? Others have another shape than those it was trained on.
+    fits: may frames of this size (H, W) be looked at?
+    fitting: which may, beside those it was trained on, in words.
     metadata: plain numbers, texts and lists; names are empty where the demonstrations named no task of ours:
         server, server_version, protocol    "s2robot", its version, 1
         policy, task, robot                 kind of policy, task and arm it was trained for
+        weights                             sha256 of what it learned, or None for a policy of an older version
         cameras, frame, frame_size          names in order, (H, W) trained on, H
         proprioception, goal, actions       how many numbers: Q, G, M
         proprioception_names, goal_names, action_names
@@ -43,6 +46,7 @@ class Interface:
     goal: int
     task: str
     fits: Callable[[Size], bool]
+    fitting: str
     metadata: dict[str, Any]
 
 
@@ -75,6 +79,7 @@ def describe(policy: Any, description: dict[str, Any]) -> Interface:
         "server_version": __version__,
         "protocol": 1,
         "policy": description["kind"],
+        "weights": description.get(SUM),
         **{key: description.get(key) for key in ("task", "robot", "cameras", "frame_size")},
         "frame": list(frame),
         **sizes,
@@ -96,6 +101,7 @@ def describe(policy: Any, description: dict[str, Any]) -> Interface:
         goal=shapes.goal,
         task=description.get("task") or "",
         fits=_fits(policy, (frame[0], frame[1])),
+        fitting=_fitting(policy),
         metadata=metadata,
     )
 
@@ -114,3 +120,10 @@ def _fits(policy: Any, trained: Size) -> Callable[[Size], bool]:
         return lambda frame: small_size(frame, network.config.size) == small_size(trained, network.config.size)
     grid = network.shapes.grid if network.config.tokens == "map" else encoder.grid_of(trained)
     return lambda frame: bool(encoder.grid_of(frame) == grid)
+
+
+def _fitting(policy: Any) -> str:
+    if getattr(policy, "encoder", None) is not None:
+        return "frames of that shape at any size"
+    least = policy.network.config.size
+    return f"frames of that shape from {least} pixels on" if least else "no others"

@@ -94,8 +94,8 @@ def _frames(message: Mapping[str, Any], wants: Interface) -> NDArray[np.uint8]:
         raise InvalidInput(f"Frames are {height}x{width}; the largest side may be {LARGEST_SIDE}. Send {_size(wants)}")
     if not wants.fits((height, width)):
         raise InvalidInput(
-            f"Frames are {height}x{width} (rows x columns); this policy was trained on {_size(wants)}, and takes frames"
-            " of that shape at any size: crop them first, or openpi_client.image_tools.resize_with_pad"
+            f"Frames are {height}x{width} (rows x columns); this policy was trained on {_size(wants)}, and takes"
+            f" {wants.fitting}: crop or resize them first, or openpi_client.image_tools.resize_with_pad"
         )
     return frames
 
