@@ -6,6 +6,7 @@ MLP of SELUs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +34,14 @@ class PPOConfig:
         object.__setattr__(self, "widths", tuple(self.widths))
         if self.activation not in ACTIVATIONS:
             raise UnknownName("activation", self.activation, ACTIVATIONS)
-        for name in ("rollout", "batch", "epochs"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a whole number from 1 on")
+        for name, least in (("rollout", 1), ("batch", 2), ("epochs", 1)):  # advantages of one decision have no spread
+            if getattr(self, name) < least:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected a whole number from {least} on")
+        if not (0 < self.lr < math.inf and self.clip > 0 and 0 <= self.gae <= 1 and self.entropy >= 0):
+            raise InvalidInput(
+                f"lr is {self.lr}, clip {self.clip}, gae {self.gae}, entropy {self.entropy}; expected a rate and a"
+                " range above 0, a share from 0 to 1, and a weight from 0 on"
+            )
 
 
 SQUASH, OFF_POLICY = False, False
@@ -43,8 +49,6 @@ SQUASH, OFF_POLICY = False, False
 
 def make(config: PPOConfig, env: Any, *, reading: dict[str, Any], gamma: float, seed: int, decisions: int) -> Any:
     """The learner; see `policies.sac.make`."""
-    import math
-
     sb3 = require("stable_baselines3", extra="rl", purpose="Reinforcement learning")
 
     def falling(left: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,18 @@ def check_learning(config: Any) -> None:
             raise InvalidInput(f"{name} is {getattr(config, name)}; expected a whole number from {least} on")
     if not 0 < config.tau <= 1 or config.lr <= 0:
         raise InvalidInput(f"tau is {config.tau}, lr {config.lr}; expected a share above 0 and a rate above 0")
-    if not re.fullmatch(r"auto(_[\d.eE+-]+)?|[\d.eE+-]+", str(config.entropy)):
-        raise InvalidInput(f"entropy is {config.entropy!r}; expected a number, auto, or auto_ and where it begins")
+    if config.entropy != "auto" and not _is_temperature(str(config.entropy)):
+        raise InvalidInput(
+            f"entropy is {config.entropy!r}; expected a number from 0 on, auto, or auto_ and a number above 0"
+        )
+
+
+def _is_temperature(words: str) -> bool:
+    try:
+        value = float(words.removeprefix("auto_"))
+    except ValueError:
+        return False
+    return value < math.inf and (value > 0 if words.startswith("auto_") else value >= 0)
 
 
 ACTIVATION, SQUASH, OFF_POLICY = "relu", True, True

@@ -66,9 +66,9 @@ class ClassifyConfig:
             raise InvalidInput("Give --source FOLDER, with a folder of images for each class")
         if not self.encoders or len(set(self.encoders)) < len(self.encoders):
             raise InvalidInput(f"encoders are {self.encoders}; expected one or more, each once")
-        if self.seeds < 1 or not 0 < self.test < 1 or self.frame_size < 0:
-            given = f"seeds is {self.seeds}, test {self.test}, frame_size {self.frame_size}"
-            raise InvalidInput(f"{given}; expected 1 or more, a share between 0 and 1, and pixels or 0")
+        if self.seeds < 1 or not 0 < self.test < 1 or self.frame_size < 0 or self.seed < 0:
+            given = f"seeds is {self.seeds}, test {self.test}, frame_size {self.frame_size}, seed {self.seed}"
+            raise InvalidInput(f"{given}; expected 1 or more, a share between 0 and 1, pixels or 0, and 0 or more")
         self.encoder  # scales or sizes that cannot be are said here  # noqa: B018
 
     @property

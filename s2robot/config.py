@@ -56,6 +56,8 @@ def build(schema: type[Config], tree: dict[str, Any], where: str, overrides: Seq
     for key, hint in known.items():
         if _at(tree, key) is None and not _may_be(hint, type(None)):
             raise InvalidInput(f"Configuration: {key} has no value; expected {getattr(hint, '__name__', hint)}")
+        if typing.get_origin(hint) is tuple and isinstance(text := _at(tree, key), str):  # else its letters are taken
+            raise InvalidInput(f"Configuration: {key} is {text!r}; expected several, or one in a list: [{text}]")
     try:
         return draccus.decode(schema, tree)  # type: ignore[no-any-return]
     except (ParsingError, TypeError) as error:

@@ -200,8 +200,8 @@ class Watch:
         wrong = [number for number in numbers if not math.isfinite(number)]
         if wrong:
             raise S2RobotError(
-                f"The loss or its gradient is {wrong[0]} at step {step}; the last good state is in {self._out}. Start "
-                f"again with a lower --lr in another --out"
+                f"The loss or its gradient is {wrong[0]} at step {step}; the last good state, if one was written, is in"
+                f" {self._out}. Start again with a lower --lr in another --out"
             )
 
 

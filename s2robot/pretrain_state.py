@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from s2robot import files, seals
 from s2robot.backbones import load_backbone
-from s2robot.catalogue import NAMED, OWN
+from s2robot.catalogue import NAMED, OWN, PlainViT
 from s2robot.checkpoints import tensors_sha256
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.mae import MaskedAutoencoder
@@ -117,6 +117,16 @@ def adopt(model: MaskedAutoencoder, config: PretrainConfig) -> None:
     if wrong:
         words = " ".join(f"--{key} {value}" for key, value in wrong.items())
         raise InvalidInput(f"--init {config.init} is an encoder of another size. To begin with it: {words}")
+    ours = model.encoder.state_dict()
+    theirs = {key: value.shape for key, value in given.model.state_dict().items()}
+    plain = PlainViT(contract.size, 4, 1, 1, "area").contract  # what is learned on is normalised so
+    other = [] if theirs == {key: value.shape for key, value in ours.items()} else ["other layers"]
+    other += [] if (contract.mean, contract.std) == (plain.mean, plain.std) else ["pixels normalised otherwise"]
+    if other:
+        raise InvalidInput(
+            f"--init {config.init} is of another kind: it has {' and '.join(other)}. Expected s2robot-tiny, or a file"
+            " that s2robot pretrain wrote"
+        )
     model.encoder.load_state_dict(given.model.state_dict())
 
 

@@ -53,6 +53,8 @@ class ProbeDataConfig:
                 f"{self.train} training and {self.test} test scenes; expected 10 or more to train on (a tenth of them "
                 f"validates) and 2 or more to test on"
             )
+        if self.seed < 0:
+            raise InvalidInput(f"seed is {self.seed}; expected a whole number from 0 on")
         if self.frame_size < SIDE or self.frame_size % SIDE:
             raise InvalidInput(f"frame_size is {self.frame_size}; expected a multiple of {SIDE} px, e.g. 256")
 

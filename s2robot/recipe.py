@@ -115,6 +115,8 @@ def _check_numbers(config: PretrainConfig) -> None:
     for name in (*counts, "decoder_depth", "batch", "accumulate", "steps", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise InvalidInput(f"--{name} is {getattr(config, name)}; expected at least 1")
+    if config.frames < 2:
+        raise InvalidInput(f"--frames is {config.frames}; expected 2 or more: some are held out")
     shares = (config.whole_share, config.tile_share, config.crop_share, config.resized_share)
     if min(shares) < 0 or sum(shares) <= 0:
         raise InvalidInput(f"The shares of views are {shares}; expected none below 0 and one above")

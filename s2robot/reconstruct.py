@@ -64,12 +64,12 @@ def reconstruct(config: ReconstructConfig, out: Path, told: Report) -> dict[str,
     rows: of the small model at one scale, with all (S2), and of the bound: loss, information and ratio on training
         and test frames, the test ones with a 95 % interval over frames.
     """
-    frames, held_out = _frames(config, out, told)
-    target = _encoder(config.large, (1.0,), config)
+    target = _encoder(config.large, (1.0,), config)  # what is not there is said before frames are gathered
     models = {f"{config.small}": _encoder(config.small, config.scales[:1], config)}
     if len(config.scales) > 1:
         models[f"{config.small}, S2"] = _encoder(config.small, config.scales, config)
     models |= {f"{config.bound}, bound": _encoder(config.bound, (1.0,), config)} if config.bound else {}
+    frames, held_out = _frames(config, out, told)
     sums = {name: TokenSums(model.channels, target.channels) for name, model in models.items()}
     for inputs, outputs in _features(models, target, frames[held_out:], told, "fit"):
         for name, tokens in inputs.items():
@@ -92,7 +92,8 @@ def reconstruct(config: ReconstructConfig, out: Path, told: Report) -> dict[str,
 def _frames(config: ReconstructConfig, out: Path, told: Report) -> tuple[NDArray[np.uint8], int]:
     """Frames (n, H, H, 3), and how many of the first are for scoring."""
     recipe = PretrainConfig(source=config.source, frames=config.frames, frame_size=config.frame_size,
-                            every=config.every, seed=config.seed)  # fmt: skip
+                            every=config.every, seed=config.seed, scales=(1,), image_size=config.frame_size,
+                            patch=1)  # fmt: skip
     asked = repr((Path(config.source).absolute(), *(getattr(recipe, name) for name in GATHERED), _files(config)))
     folder = out / f"frames-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"  # of other frames: another
     with locks.alone(folder.with_name(f".{folder.name}.lock"), str(folder), wait=True):

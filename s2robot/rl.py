@@ -87,7 +87,7 @@ def _bound(config: RLConfig, out: Path) -> Iterator[None]:
     files.sweep(out, deep=True)
     try:
         yield
-    except Exception:
+    except BaseException:  # Ctrl-C too
         for name in ("config.yaml", EYES, INPUTS) if begins else ():
             (out / name).unlink(missing_ok=True)
         raise

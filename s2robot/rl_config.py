@@ -22,6 +22,7 @@ REWARDS = ("dense", "sparse")
 TIMEOUTS = ("truncation", "failure")
 TRAINING_SEED = 1_000_000_000  # of the first training episode of seed 0: demonstrations have those from a million on
 SEEDS_APART = 1_000_000  # between the first episodes of two training seeds
+LEAST_PIXELS = 36  # that `policies.rl_pixels` convolves
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,13 @@ class RLConfig:
             _at_least(least, name, getattr(self, name))
         if not 0 < self.gamma < 1:
             raise InvalidInput(f"gamma is {self.gamma}; expected a discount between 0 and 1, such as 0.99")
+        if (starts := getattr(self.learn, "starts", -1)) >= self.decisions:
+            raise InvalidInput(
+                f"steps is {self.steps}, which are {self.decisions} decisions, and it learns only after {starts}"
+                " (learn.starts): it would learn nothing"
+            )
+        if self.sight.see == "pixels" and (side := min(self.sight.size, self.world.frame_size)) < LEAST_PIXELS:
+            raise InvalidInput(f"The network of pixels would read {side} of them; expected {LEAST_PIXELS} or more")
 
     @property
     def decisions(self) -> int:

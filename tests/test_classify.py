@@ -181,6 +181,12 @@ def test_folders_that_cannot_be_examined_are_refused(make: Any, says: str, tmp_p
         find_labelled(root, 0.25, seed=0)
 
 
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seeds": 0}, {"frame_size": -1}])
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(InvalidInput, match=f"{next(iter(wrong))} {'is ' if 'seeds' in wrong else ''}-?[01]"):
+        ClassifyConfig(source="somewhere", **wrong)  # type: ignore[arg-type]
+
+
 # -- what is damaged or changed --------------------------------------------------------------------------------------
 
 

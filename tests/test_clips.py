@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 from small_runs import TINY, folder_with_frames
 
-from s2robot import files, pretrain, seals, video
+from s2robot import files, pretrain, pretrain_state, seals, video
 from s2robot.clips import Clip, Reading, _pictures, find_clips, read_clip
 from s2robot.datasets import Episode, write_dataset
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.footage import gather
+from s2robot.recipe import PretrainConfig
 
 CONFIG = replace(TINY, workers=1, every=2)
 
@@ -155,6 +156,13 @@ def test_what_is_hidden_is_nobodys_and_any_digit_may_be_in_a_name(tmp_path: Path
     assert len(find_clips(tmp_path / ".mine", 0)) == 1
 
 
+def test_a_folder_of_pre_training_is_not_taken_for_pictures(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "sheet.png")
+    (tmp_path / "frames.npy").touch()
+    with pytest.raises(InvalidInput, match=r"--source .*frames\.npy"):
+        find_clips(tmp_path, 0)
+
+
 def test_a_video_that_a_phone_turned_stands_upright(tmp_path: Path) -> None:
     pytest.importorskip("av")
     above = np.zeros((48, 64, 3), np.uint8)
@@ -244,3 +252,23 @@ def test_training_goes_on_from_weights_that_are_there(tmp_path: Path) -> None:
         pretrain.pretrain(replace(config, width=64, heads=4), folder_with_frames(tmp_path / "third"))
     with pytest.raises(InvalidInput, match="--image_size 128 --patch 16 --width 192 --depth 6 --heads 3"):
         pretrain.pretrain(replace(TINY, init="s2robot-tiny"), folder_with_frames(tmp_path / "fourth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "size", "says"),
+    [
+        ("vit-small", 16, 224, "it has pixels normalised otherwise"),
+        ("dinov2-vit-small", 14, 518, "it has other layers[.]"),
+    ],
+)
+def test_weights_of_another_kind_are_not_begun_with(
+    name: str, patch: int, size: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the size that they say, or they would be refused for that."""
+    load = pretrain_state.load_backbone
+    monkeypatch.setattr(pretrain_state, "load_backbone", lambda name, **_: load(name, random_weights=True))
+    config = PretrainConfig(
+        init=name, image_size=size, patch=patch, width=384, depth=12, heads=6, scales=(1,), frame_size=size
+    )
+    with pytest.raises(InvalidInput, match=says):
+        pretrain_state.adopt(pretrain_state.build_model(config), config)

@@ -120,6 +120,13 @@ def test_nothing_where_a_value_must_be_is_refused(words: list[str], tmp_path: Pa
         config.load(Outer, str(tmp_path / "c.yaml"))
 
 
+def test_one_word_where_several_belong_is_not_taken_letter_by_letter(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("inner: {scales: '12'}\n")
+    with pytest.raises(InvalidInput, match=r"inner\.scales is '12'; expected several, or one in a list: \[12\]"):
+        config.load(Outer, str(tmp_path / "c.yaml"))
+    assert config.load(Outer, None, ["--inner.scales", "12"]).inner.scales == (12.0,)
+
+
 @pytest.mark.parametrize("text", ["[", "{a", "'", "\x01", "*x", "!!python/name:os.system"])
 def test_text_that_is_no_value_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):

@@ -126,7 +126,7 @@ def test_actions_of_any_range_are_told_and_are_no_damage(tmp_path: Path, capsys:
     assert "2, of which 1 succeeded" in said and ", 90]" in said and "damaged" not in said
     assert "actions of 1 episodes leave [-1, 1]" in said
     with pytest.raises(CorruptFile, match="leaves"):  # where they are learned from it is
-        _ = open_dataset(tmp_path / "a.hdf5").episode(1).actions
+        _ = open_dataset(tmp_path / "a.hdf5").episode(0).actions
 
 
 def test_the_folder_one_stands_in_may_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,12 @@ def test_scenes_that_do_not_fit_the_table_are_refused(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"train": 9}, "10 or more"), ({"test": 1}, "2 or more"), ({"frame_size": 100}, "a multiple of 64")],
+    [
+        ({"train": 9}, "10 or more"),
+        ({"seed": -1}, "seed is -1"),
+        ({"test": 1}, "2 or more"),
+        ({"frame_size": 100}, "a multiple of 64"),
+    ],
     ids=str,
 )
 def test_settings_that_cannot_be(settings: dict[str, int], says: str) -> None:

@@ -36,6 +36,7 @@ from s2robot.schedule import learning_rate
         ({"ema": 1.0}, "below 1"),
         ({"accumulate": 3}, "3 equal parts"),
         ({"steps": 0}, "at least 1"),
+        ({"frames": 1}, "--frames is 1; expected 2"),
         ({"whole_share": -1.0}, "shares"),
         ({"objective": "merged", "scales": (1, 3), "frame_size": 384}, "3x3 blocks"),
     ],

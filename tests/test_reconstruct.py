@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from PIL import Image
 from small_runs import some_frames
 
 from s2robot import cli
-from s2robot.errors import InvalidInput
+from s2robot.errors import InvalidInput, UnknownName
 from s2robot.footage import save_frames
 from s2robot.linear_map import TokenSums, errors, information
-from s2robot.reconstruct import ReconstructConfig, _frames
+from s2robot.reconstruct import ReconstructConfig, _frames, reconstruct
 
 RNG = np.random.default_rng(0)
 X, NOISE = RNG.normal(size=(400, 5)), RNG.normal(size=(400, 3))
@@ -92,6 +93,25 @@ def test_frames_of_another_source_are_not_taken_for_this_ones(tmp_path: Path) ->
         found.append(frames.mean())
         assert held_out == len(frames) - 1  # one is left to fit
     assert found == [10, 200]
+
+
+def test_frames_of_any_size_are_looked_at_at_the_base_scale(tmp_path: Path) -> None:
+    save_frames(tmp_path / "frames.npy", [some_frames(40, 128)], 40, 128)
+    settings = {"source": str(tmp_path / "frames.npy"), "frame_size": 128, "scales": (1.0,), "engine": "torch"}
+    config = ReconstructConfig(large="s2robot-tiny:random", **settings)  # type: ignore[arg-type]
+    found = reconstruct(config, tmp_path / "out", lambda done, total, note: None)
+    assert [row["channels"] for row in found["rows"]] == [192]
+
+
+@pytest.mark.parametrize(("wrong", "says"), [({"large": "vit-bsae"}, "vit-base"), ({"scales": (2.0, 1.0)}, "coarse")])
+def test_what_is_not_there_is_said_before_frames_are_gathered(wrong: dict[str, Any], says: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for k in range(20):
+        Image.new("RGB", (32, 32), (k,) * 3).save(tmp_path / "in" / f"{k}.png")
+    config = ReconstructConfig(**{"large": "s2robot-tiny:random", "source": str(tmp_path / "in"), **wrong})
+    with pytest.raises((InvalidInput, UnknownName), match=says):
+        reconstruct(config, tmp_path / "out", lambda done, total, note: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_frames_that_came_later_are_looked_at(tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ def test_a_prior_of_another_kind_of_world_is_refused(said: dict[str, Any], words
         (lambda: SACConfig(updates=0), "updates is 0"),
         (lambda: SACConfig(buffer=0), "buffer is 0"),
         (lambda: SACConfig(entropy="high"), "entropy is 'high'"),
+        (lambda: SACConfig(entropy="auto_0"), "entropy is 'auto_0'"),
+        (lambda: SACConfig(entropy="1.2.3"), "entropy is '1.2.3'"),
+        (lambda: SACConfig(entropy="-0.1"), "entropy is '-0.1'"),
+        (lambda: PPOConfig(batch=1), "batch is 1; expected a whole number from 2"),
+        (lambda: PPOConfig(lr=-1.0), "lr is -1"),
+        (lambda: PPOConfig(gae=2.0), "gae 2"),
+        (lambda: small_run(Path(), "sac", "privileged", "Reach", "--learn.starts", "40"), "40 decisions, .* after 40"),
+        (lambda: small_run(Path(), "sac", "pixels", "Reach", "--sight.size", "35"), "would read 35 of them"),
+        (lambda: small_run(Path(), "sac", "pixels", "Reach", "--world.frame_size", "32"), "would read 32 of them"),
         (lambda: RLPDConfig(batch=0), "batch is 0"),
         (lambda: RLPDConfig(tau=0.0), "tau is 0"),
         (lambda: RLPDConfig(delay=0), "delay 0"),
@@ -136,14 +145,15 @@ def test_settings_by_which_nothing_is_learned_are_refused(make: Callable[[], Any
         make()
 
 
+@pytest.mark.parametrize("reason", [ZeroDivisionError, KeyboardInterrupt])
 def test_a_run_that_could_not_begin_binds_nobody_whatever_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reason: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: Any, **words: Any) -> None:
-        raise ZeroDivisionError
+        raise reason
 
     monkeypatch.setattr(rl, "Setup", fails)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(reason):
         rl.learn(small_run(tmp_path / "run", "sac", "privileged", "Reach"))
     assert not (tmp_path / "run" / "config.yaml").exists()
 

@@ -244,7 +244,7 @@ def _must_fit(each: int, count: int) -> None:
     if free is not None and each * count > free:
         raise InvalidInput(
             f"{count} steps of {each} bytes are {each * count / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are"
-            f" free: buffer_size={free // each} or less, or features with fewer components"
+            f" free: buffer_size={free // each} or less (--learn.buffer), or fewer components (--sight.components)"
         )
 
 

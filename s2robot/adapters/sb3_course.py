@@ -126,8 +126,9 @@ class Course(_callbacks.BaseCallback):  # type: ignore[misc]
                   if not value.isfinite().all()]  # fmt: skip
         if wrong:
             raise S2RobotError(
-                f"{wrong[0]} after {self.step} control steps (seed {self.config.seed}). Lower --learn.lr (now"
-                f" {getattr(self.config.learn, 'lr', '?')}); the last checkpoint is at {self.told['saved']}"
+                f"{wrong[0]} after {self.step} control steps (seed {self.config.seed}). Start again with a lower"
+                f" --learn.lr (now {getattr(self.config.learn, 'lr', '?')}) in another --out; the last checkpoint here"
+                f" is at {self.told['saved']}"
             )
         return values
 
