@@ -6,6 +6,7 @@ Every finished episode is a file of its own until all are there, as in collectin
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,8 @@ def _content(source: Demonstrations, path: Path) -> str:
 
 def _listing(folder: Path, out: Path) -> str:
     """Of LeRobot's many large files names, sizes and times tell enough. Caches are hidden; `out` may be inside."""
-    inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    walked = [Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
+    inside = {path.relative_to(folder): path for path in sorted(walked) if path.is_file()}
     ours = (".", out.name)
     there = {
         name: path.stat() for name, path in inside.items() if not any(part.startswith(ours) for part in name.parts)

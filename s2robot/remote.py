@@ -80,7 +80,7 @@ def beside(path: str | Path, name: str) -> str | Path:
 
 def is_writable(address: str | Path) -> bool:
     """Can files be stored there? A web server only hands them out."""
-    return str(address).partition("://")[0].lower() not in READ_ONLY
+    return str(address).partition("://")[0].rpartition("::")[2].lower() not in READ_ONLY  # simplecache::https://...
 
 
 def kept(address: str) -> Path:

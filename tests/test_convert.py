@@ -76,6 +76,16 @@ def test_a_stopped_conversion_goes_on_and_another_is_not_mixed_in(tmp_path: Path
         to_s2robot(changed, tmp_path / "c.hdf5")
 
 
+def test_a_linked_folder_that_changed_is_one_too(tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "videos").symlink_to(tmp_path / "big")
+    (tmp_path / "big" / "a.mp4").write_bytes(b"one")
+    before = convert._listing(tmp_path / "here", tmp_path / "b.hdf5")
+    (tmp_path / "big" / "a.mp4").write_bytes(b"other")
+    assert convert._listing(tmp_path / "here", tmp_path / "b.hdf5") != before
+
+
 def test_a_folder_that_changed_is_another_source(tmp_path: Path) -> None:
     (tmp_path / "data/.cache").mkdir(parents=True)
     (tmp_path / "data/a.parquet").write_bytes(b"one")

@@ -277,3 +277,8 @@ def test_what_cannot_be_reached_says_why(cache: Path, monkeypatch: pytest.Monkey
 def test_plain_paths_are_left_alone() -> None:
     assert remote.local("a/b.hdf5") == Path("a/b.hdf5") and not remote.is_remote(Path("/a:/b"))
     assert remote.beside("s3://bucket/a/lift.hdf5", "features") == "s3://bucket/a/features"
+
+
+def test_a_cache_before_a_web_server_makes_it_no_place_to_write() -> None:
+    assert not remote.is_writable("simplecache::https://host/lift.hdf5") and not remote.is_writable("HTTP://host/a")
+    assert remote.is_writable("simplecache::s3://bucket/lift.hdf5") and remote.is_writable("runs/lift.hdf5")
