@@ -28,6 +28,10 @@ NOT_TRAIN = {  # keys of a run that training does not read -> what to say to tho
 }
 
 
+FEW = 200  # demonstrations; with 120 augmented versions were judged
+TIP = "--encode.versions 4, in another --out (docs/policies.md#augmented-versions)"
+
+
 def do_train(argv: Sequence[str]) -> int:
     """Train one policy, or one a seed."""
     from s2robot import ranks
@@ -74,9 +78,16 @@ def do_train(argv: Sequence[str]) -> int:
                 _train_one(dataset, source, options.validate, run, Path(config.out) / name, console, launcher)
     else:
         _train_elsewhere(launcher, dataset, source, options.validate, runs, Path(config.out), console)
+    _tell_next(config, dataset, console)
+    return 0
+
+
+def _tell_next(config: Any, dataset: Any, console: Console) -> None:
     now = f"s2robot eval {config.out}" if _has_task(dataset) else "s2robot.rollout(policy, env), in an env of yours"
     console.print(f"Now: {now}", highlight=False)
-    return 0
+    is_few = (config.train.demos or len(dataset)) <= FEW
+    if is_few and not config.encode.versions and not registry.reads_frames(config.kind):
+        console.print(f"With so few demonstrations more may be learned by {TIP}", highlight=False, soft_wrap=True)
 
 
 def _has_task(dataset: Any) -> bool:

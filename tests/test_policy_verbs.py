@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from s2robot import cli, files, locks
+from s2robot import cli, files, locks, policy_verbs
+from s2robot import config as configuration
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset, Episode, write_dataset
+from s2robot.demo import run_schema
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
 from s2robot.frames import Frames
@@ -222,6 +225,24 @@ def test_who_works_and_how_often_it_is_written_may_change(dataset: Path, tmp_pat
     assert train_in(run, dataset) == 0
     assert train_in(run, dataset, "--encode.workers", "1", "--train.checkpoint_every", "1") == 0
     assert train_in(run, dataset, "--train.batch", "4") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "has"), [([], True), (["--encode.versions", "1"], False), (["--kind", "cnn"], False)]
+)
+def test_few_demonstrations_are_told_of_augmented_versions(words: list[str], has: bool, capsys: Any) -> None:
+    settings: Any = configuration.load(run_schema("cnn" if words[:1] == ["--kind"] else "bc-mlp"), None, words)
+    for count in (200, 201):
+        policy_verbs._tell_next(settings, _Counted(count), Console())
+        assert ("--encode.versions 4" in capsys.readouterr().out) == (has and count == 200)
+
+
+class _Counted:
+    def __init__(self, count: int) -> None:
+        self.count, self.env_args = count, {"task": "Lift", "robot": None}
+
+    def __len__(self) -> int:
+        return self.count
 
 
 def test_a_folder_holds_one_run_or_one_a_seed(dataset: Path, tmp_path: Path) -> None:
