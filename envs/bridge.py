@@ -8,6 +8,7 @@ Two fidelities, named in every result:
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Collection
 from functools import partial
@@ -117,7 +118,7 @@ class RobosuiteEnv(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._must_be_open()
-        super().reset(seed=None if seed is None else int(seed))  # numpy's numbers too
+        super().reset(seed=None if seed is None else operator.index(seed))  # numpy's numbers too
         env = self._env
         reseed(env, self.np_random)
         for robot in env.robots:  # robosuite keeps the fingers' command across resets: an episode must not see the last

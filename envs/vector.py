@@ -22,6 +22,7 @@ can take its place; and it has no chunks of actions.
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import time
 import weakref
@@ -238,7 +239,7 @@ class VectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             super().reset(seed=int(seed))
             return [int(seed) + k for k in range(self.num_envs)]
         given = [None] * self.num_envs if seed is None else list(seed)
-        seeds = [None if each is None else int(each) for each in given]  # numpy's numbers too
+        seeds = [None if each is None else operator.index(each) for each in given]  # numpy's numbers too
         if len(seeds) != self.num_envs:
             raise InvalidInput(f"{len(seeds)} seeds came for {self.num_envs} environments; give one each, or an int")
         for k, episode in enumerate(self._episodes):  # what happens must have a seed to tell it by

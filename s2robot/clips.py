@@ -62,7 +62,7 @@ def find_clips(source: Path, seed: int) -> list[Clip]:
     """
     if not source.exists():
         raise InvalidInput(f"No file or folder {source} for --source. {_allowed()}")
-    if (source / "frames.npy").is_file():  # its pictures are none to learn from
+    if (source / "frames.npy").is_file() and (source / "footage.json").is_file():  # its pictures are none to learn from
         raise InvalidInput(f"{source} is a folder of pre-training. For its frames: --source {source / 'frames.npy'}")
     files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
     files = sorted((path for path in files if not hidden(path, source)), key=_natural)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,14 +78,22 @@ def _content(source: Demonstrations, path: Path) -> str:
 
 def _listing(folder: Path, out: Path) -> str:
     """Of LeRobot's many large files names, sizes and times tell enough. Caches are hidden; `out` may be inside."""
-    walked = [Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names]
-    inside = {path.relative_to(folder): path for path in sorted(walked) if path.is_file()}
+    inside = {path.relative_to(folder): path for path in sorted(_walked(folder)) if path.is_file()}
     ours = (".", out.name)
     there = {
         name: path.stat() for name, path in inside.items() if not any(part.startswith(ours) for part in name.parts)
     }
     told = [(str(name), stat.st_size, stat.st_mtime_ns) for name, stat in there.items()]
     return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    """All files in it, and in folders that are linked into it, each of them once."""
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if os.path.realpath(Path(root, name)) not in seen]
+        seen.update(os.path.realpath(Path(root, name)) for name in folders)
+        yield from (Path(root, name) for name in names)
 
 
 def _write_all(source: Demonstrations, seeds: dict[int, int], parts: EpisodeParts, report: Report) -> dict[str, str]:

@@ -54,8 +54,7 @@ class EncoderConfig:
     scales: image sizes as multiples of the backbone's own input size, coarse first.
     sizes: image sizes in pixels instead, coarse first, e.g. (224, 448) for a DINOv2 trained at 518.
     tile: the largest tile [pixels]; default: the backbone's input size with `scales`, the smallest of `sizes`.
-    grid: whose token grid the features have: "base", "finest", or a scale's index; the others are averaged into it,
-        or repeated.
+    grid: whose token grid features have: "base", "finest" or a scale's index; others are averaged into it or repeated.
     fusion: how scales become channels. "concat" as in the paper; "sum"; "project": concatenated, then a fixed random
         projection drawn from `seed` to `width` channels, to compare encoders at equal width.
     fit: what happens to frames that are not square: "whole", "crop" or "pad", see `s2robot.scales`.
@@ -89,12 +88,13 @@ class EncoderConfig:
             raise InvalidInput(f"Unknown fusion {self.fusion!r}. Known: {', '.join(FUSIONS)}")
         if not (is_count(self.width) if self.fusion == "project" else self.width is None):
             raise InvalidInput(f"width={self.width!r} with fusion={self.fusion!r}: 'project' takes a width, no other")
-        object.__setattr__(self, "tile", check_tile(self.tile))
-        object.__setattr__(self, "width", self.width and int(self.width))
-        if type(self.seed) is not int or self.seed < 0:
+        check_tile(self.tile)
+        if not (self.seed == 0 or is_count(self.seed)):
             raise InvalidInput(f"seed is {self.seed!r}; expected a whole number from 0 on")
         if self.fit not in FITS:
             raise InvalidInput(f"Unknown fit {self.fit!r}. Known: {', '.join(FITS)}")
+        for name in ("tile", "width", "seed"):
+            object.__setattr__(self, name, getattr(self, name) and int(getattr(self, name)))  # numpy's are no JSON
 
     @property
     def scale_names(self) -> tuple[str, ...]:

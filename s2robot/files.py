@@ -74,8 +74,10 @@ def _to_be(path: str | Path, remove: Callable[[Path], None]) -> Iterator[Path]:
     path = Path(path).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise _not_writable(path, error) from error
+    except OSError as error:
+        if isinstance(error, FileExistsError | NotADirectoryError) or error.errno in _FORBIDDEN:
+            raise _not_writable(path, error) from error
+        raise
     temporary = _claimed(path)
     try:
         with explain_full_disk(path):

@@ -45,10 +45,7 @@ class Lesson:
     @property
     def episodes(self) -> range:
         """The demonstrations learned from: the dataset's first."""
-        demos, there = self.config.demos, len(self.dataset)
-        if not 0 <= demos <= there:
-            raise InvalidInput(f"--train.demos is {demos}; {self.dataset.path} has {there} demonstrations")
-        return range(demos or there)
+        return learned_from(self.config.demos, self.dataset)
 
     def settings(self) -> dict[str, Any]:
         """All that decides the weights, as plain JSON."""
@@ -107,3 +104,11 @@ class Lesson:
             **described(dataset.env_args),
             "parameters": sum(p.numel() for p in network.parameters()),
         }
+
+
+def learned_from(demos: int, dataset: DemoDataset) -> range:
+    """The episodes that `--train.demos` names, the dataset's first; 0: all."""
+    there = len(dataset)
+    if not 0 <= demos <= there:
+        raise InvalidInput(f"--train.demos is {demos}; {dataset.path} has {there} demonstrations")
+    return range(demos or there)

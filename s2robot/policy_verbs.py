@@ -37,6 +37,7 @@ def do_train(argv: Sequence[str]) -> int:
     from s2robot import ranks
     from s2robot.datasets import DemoDataset
     from s2robot.demo import check_run, run_schema, source_of
+    from s2robot.lesson import learned_from
     from s2robot.sweeps import alone_in, everywhere
     from s2robot.training import check_processes
 
@@ -57,6 +58,7 @@ def do_train(argv: Sequence[str]) -> int:
     seeds = _seeds(options.seeds, asked, config.train.seed or config.seed)
     _one_or_many(Path(config.out), many=bool(options.seeds))
     console, dataset = Console(quiet=not ranks.find().is_first), DemoDataset(options.dataset)
+    learned_from(config.train.demos, dataset)  # said before hours of encoding
     if options.validate and not _has_task(dataset):
         where = remote.shown(options.dataset)
         raise UsageError(f"--validate rolls out, and {where} names no task of s2robot's to do it in: leave it out")

@@ -69,6 +69,8 @@ class EvalConfig:
         for name, known in (("engine", engines.ENGINES), ("precision", (None, *engines.PRECISIONS))):
             if getattr(self, name) not in known:
                 raise UnknownName(name, str(getattr(self, name)), filter(None, known))
+        if self.ensemble and self.execute > 1:
+            raise InvalidInput("--ensemble looks at every step: leave --execute out")
 
     @property
     def label(self) -> str:
@@ -149,8 +151,6 @@ def evaluate(
         Occupied: another process is writing this log.
     """
     registry.check_manner(config.fidelity, config.shift)
-    if config.ensemble and config.execute > 1:
-        raise InvalidInput("--ensemble looks at every step: leave --execute out")
     known = files.read_json(policy_folder / "policy.json").get("config", {})
     if config.execute and "chunk" in known:  # said before workers start
         trained = known.get("execute", known["chunk"])

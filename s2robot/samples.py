@@ -76,6 +76,8 @@ def check_stride(policy: Any, stride: int) -> None:
     Raises:
         InvalidInput: the looks of a window would lie between encoded steps.
     """
+    if stride < 1:
+        raise InvalidInput(f"--encode.stride is {stride}; expected a whole number from 1 on")
     if policy.context > 1 and policy.execute % stride:
         raise InvalidInput(
             f"The policy looks every {policy.execute} steps (--policy.execute) and every {stride}th is encoded"

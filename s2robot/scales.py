@@ -83,11 +83,10 @@ def ascending(name: str, values: Iterable[float] | None, kind: type[float]) -> t
     return numbers
 
 
-def check_tile(tile: Any) -> int | None:
+def check_tile(tile: Any) -> None:
     """Raises InvalidInput if the setting is neither left out nor whole pixels."""
     if not (tile is None or is_count(tile)):
         raise InvalidInput(f"tile is {tile!r}; expected whole pixels, e.g. 256")
-    return None if tile is None else int(tile)
 
 
 def is_count(value: Any) -> bool:

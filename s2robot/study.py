@@ -127,7 +127,7 @@ def read_study(source: str, overrides: Sequence[str] = (), **chosen: Any) -> Stu
     if len(set(shifts)) < len(shifts):
         raise InvalidInput(f"shifts in {source} has the demonstrations' own look (none) twice; expected each once")
     tree["shifts"] = shifts
-    given = merged(tree.get("given") or {}, configuration.planted(overrides, _schema(tree)))
+    given = merged(unfolded(tree.get("given") or {}), configuration.planted(overrides, _schema(tree)))
     study = StudyConfig(**{**tree, "given": given})
     _refuse_own(study)
     return study
@@ -328,16 +328,23 @@ def _keep(study: StudyConfig, out: Path) -> None:
     path = out / "study.yaml"
     now = {name: getattr(study, name) for name in ("run", "given", "vary", "arms")}
     has_begun = any(out.glob("*/" + SEED_FOLDER.format("*") + "/config.yaml"))
-    known: dict[str, Any] = configuration.read(str(path)) if path.exists() and has_begun else now
+    there: dict[str, Any] = configuration.read(str(path)) if path.exists() else now
+    known = there if has_begun else now
     arms = {**study.arms, **{name: arm for name, arm in known["arms"].items() if _has_begun(name, out)}}
     before = {**{name: known[name] for name in now}, "arms": {name: arms[name] for name in study.arms}}
     for each in (before, now):
         each |= {name: {key: each[name][key] for key in each[name] if key != "eval"} for name in ("run", "given")}
-    if changed := configuration.differences(*map(configuration.binding, (before, now))):
+    if changed := configuration.differences(*map(_binding, (before, now))):
         raise InvalidInput(f"{out} holds a study with other settings ({'; '.join(changed)}). Choose another --out")
-    whole = dataclasses.asdict(dataclasses.replace(study, arms=arms))
+    whole = dataclasses.asdict(dataclasses.replace(study, arms={**there["arms"], **arms}))
     with files.atomic(path) as temporary:
         temporary.write_text(configuration.as_yaml(whole), encoding="utf-8")
+
+
+def _binding(tree: dict[str, Any]) -> dict[str, Any]:
+    """What decides results, of keys of runs; names of arms are no keys."""
+    arms = {name: configuration.binding(arm) for name, arm in tree["arms"].items()}
+    return {**configuration.binding({**tree, "arms": {}}), "arms": arms}
 
 
 def _has_begun(arm: str, out: Path) -> bool:

@@ -73,4 +73,9 @@ def demonstrations(
     if path.exists():  # which arm came first then is no matter now
         wanted = dataclasses.replace(wanted, frame_size=DemoDataset(path).frame_shape[1])
     with progress.bar("collect", console) as report:
-        return collect(wanted, path, report, launcher)
+        dataset = collect(wanted, path, report, launcher)
+    if len(dataset) != wanted.demos:  # collected when another number was asked for
+        raise InvalidInput(
+            f"{path} has {len(dataset)} demonstrations, and collect.demos is {wanted.demos}. Choose another --out"
+        )
+    return dataset

@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -140,7 +141,7 @@ def _patience() -> float:
         seconds = float(words) if words else PATIENCE
     except ValueError:
         seconds = math.nan
-    if not seconds > 0:
+    if not 0 < seconds < threading.TIMEOUT_MAX:
         raise InvalidInput(f"S2ROBOT_PATIENCE is {words!r}; expected seconds, more than 0")
     return seconds
 

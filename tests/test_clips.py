@@ -159,6 +159,8 @@ def test_what_is_hidden_is_nobodys_and_any_digit_may_be_in_a_name(tmp_path: Path
 def test_a_folder_of_pre_training_is_not_taken_for_pictures(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "sheet.png")
     (tmp_path / "frames.npy").touch()
+    assert len(find_clips(tmp_path, 0)) == 1  # of somebody's own
+    (tmp_path / "footage.json").touch()
     with pytest.raises(InvalidInput, match=r"--source .*frames\.npy"):
         find_clips(tmp_path, 0)
 

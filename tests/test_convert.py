@@ -84,6 +84,9 @@ def test_a_linked_folder_that_changed_is_one_too(tmp_path: Path) -> None:
     before = convert._listing(tmp_path / "here", tmp_path / "b.hdf5")
     (tmp_path / "big" / "a.mp4").write_bytes(b"other")
     assert convert._listing(tmp_path / "here", tmp_path / "b.hdf5") != before
+    for name in ("back", "again"):  # a ring of links is walked once
+        (tmp_path / "big" / name).symlink_to(tmp_path / "here")
+    assert len(list(convert._walked(tmp_path / "here"))) == 1
 
 
 def test_a_folder_that_changed_is_another_source(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from s2robot import config, demo, files
 from s2robot.demo import DemoConfig
-from s2robot.errors import InvalidInput
+from s2robot.errors import InvalidInput, UsageError
 
 pytestmark = pytest.mark.sim
 
@@ -73,3 +74,23 @@ def test_a_seed_of_a_part_alone_is_refused_not_lost(tiny: DemoConfig, part: str)
     with pytest.raises(InvalidInput, match=rf"--{part}.seed is 5, --seed 0"):
         demo._seeded(asked)
     assert demo._seeded(dataclasses.replace(asked, seed=5)).collect.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong", "says"),
+    [
+        ("eval", {"shift": "al/test"}, "'al'"),
+        ("eval", {"fidelity": "fsat"}, "fsat"),
+        ("train", {"demos": 999}, "--train.demos is 999"),
+        ("encode", {"stride": 0}, "--encode.stride is 0"),
+        ("collect", {"task": "Nope"}, "'Nope'"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_done_and_binds_nobody(
+    section: str, wrong: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    part = dataclasses.replace(getattr(DemoConfig(), section), **wrong)
+    asked = dataclasses.replace(DemoConfig(out=str(tmp_path / "run")), **{section: part})
+    with pytest.raises(UsageError, match=says):
+        demo.demo(asked, Console(quiet=True))
+    assert not (tmp_path / "run" / "config.yaml").exists() and not (tmp_path / "run" / "demos.hdf5").exists()

@@ -149,8 +149,10 @@ def test_wrong_settings_are_named(arguments: dict[str, Any], message: str) -> No
 
 def test_numbers_of_numpy_do() -> None:
     """What was read from an array ends in a fingerprint, a store and a policy's description, which are JSON."""
-    given = EncoderConfig(sizes=np.array([64, 128]), tile=np.int64(128), fusion="project", width=np.int64(8))  # type: ignore[arg-type]
-    assert given == EncoderConfig(sizes=(64, 128), tile=128, fusion="project", width=8)
+    words: dict[str, Any] = {"sizes": np.array([64, 128])}
+    words |= {name: np.int64(value) for name, value in (("tile", 128), ("width", 8), ("seed", 3))}
+    given = EncoderConfig(fusion="project", **words)
+    assert given == EncoderConfig(sizes=(64, 128), tile=128, fusion="project", width=8, seed=3)
     assert json.loads(json.dumps(vars(given)))["width"] == 8
     assert EncoderConfig(scales=None, sizes=(64,)).scales == ()  # type: ignore[arg-type]
 

@@ -187,6 +187,15 @@ def test_where_nothing_may_be_written_is_said_and_what_else_is_forbidden_is_not_
     assert not isinstance(told.value, S2RobotError) and not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", fails)
+    with pytest.raises(S2RobotError, match="cannot be written: Read-only file system"), atomic(tmp_path / "a" / "b"):
+        pass
+
+
 def test_json_round_trip(tmp_path: Path) -> None:
     value = {"a": [1, 2.5, None, True, "é"], "b": {"c": []}}
     write_json(tmp_path / "a.json", value)

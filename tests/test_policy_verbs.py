@@ -220,6 +220,14 @@ def test_a_config_s_one_seed_is_the_training_s_unless_another_is_given(dataset: 
     assert train_in(tmp_path / "d", dataset, "--seeds", "0,1", "--train.seed", "3") == 2
 
 
+def test_more_demonstrations_than_there_are_is_said_before_they_are_encoded(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("s2robot.demo.source_of", lambda *_: pytest.fail("encoded"))
+    assert train_in(tmp_path / "run", dataset, "--demos", "999") == 2
+    assert "--train.demos is 999" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_who_works_and_how_often_it_is_written_may_change(dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train_in(run, dataset) == 0

@@ -136,6 +136,8 @@ def test_frames_of_another_size_are_taken_if_their_shape_is_the_same(lift: Inter
         pixels = serve_policy.describe(*_pixel_policy(kind))
         assert pixels.fits((64, 64)) and pixels.fits((480, 480)) and not pixels.fits((48, 64))
         assert not pixels.fits((24, 24)) and pixels.fitting == "frames of that shape from 32 pixels on"
+        policy, about = _pixel_policy(kind)
+        assert serve_policy.describe(policy, {**about, "frame_size": 24}).fitting == "no others"
     with pytest.raises(InvalidInput, match="expected a map"):
         read_request([1], lift)
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from s2robot import cli, compare, files, study_page, study_videos
+from s2robot import cli, compare, files, study_data, study_page, study_videos
 from s2robot import config as configuration
 from s2robot import study as studies
 from s2robot.config import merged
@@ -165,7 +165,9 @@ def test_a_study_that_cannot_be_is_refused_before_anything_is_done(
 
 def test_keys_written_as_options_are_taken_as_nested(tmp_path: Path) -> None:
     dotted = {"a": {"encoder.scales": [1], "encoder": {"grid": "base"}}, "b.5": {}}
-    study = read_study(written(tmp_path / "a.yaml", arms=dotted, run={**RUN, "train.lr": 0.5}))
+    source = written(tmp_path / "a.yaml", arms=dotted, run={**RUN, "train.lr": 0.5}, given={"train.batch": 4})
+    study = read_study(source, ["--train.batch", "6"])  # the command line has the last word
+    assert next(cells(study)).config.train.batch == 6
     assert study.arms == {"a": {"encoder": {"scales": [1], "grid": "base"}}, "b.5": {}}
     assert [cell.config.encoder.scales for cell in cells(study)][:2] == [(1,), (1, 2)]
     assert study.run["train"] == {**RUN["train"], "lr": 0.5}
@@ -190,11 +192,36 @@ def test_what_could_not_begin_binds_nobody(tmp_path: Path, monkeypatch: pytest.M
     assert not list(out.rglob("config.yaml"))
     assert cli.main([*words, "--train.demos", "2", "--arms", "s2"]) == 0
     assert cli.main([*words, "--train.demos", "3"]) == 2
+    assert list(configuration.read(str(out / "study.yaml"))["arms"]) == ["s2", "base"]  # also those not named now
     changed = written(tmp_path / "a.yaml", seeds=[0], arms={**ARMS, "base": {"encoder": {"scales": [2]}}})
     assert changed == source  # an arm that has not begun may still change
     more = ["--train.demos", "2", "--eval.workers", "2", "--train.checkpoint_every", "3"]
     assert cli.main([*words, *more]) == 0
     assert files.read_json(out / "results.json")["rows"][1]["arm"] == "base"
+
+
+def test_an_arm_may_be_called_like_a_key_that_binds_nobody(tmp_path: Path) -> None:
+    for scales in ([1], [2]):
+        arms = {"s2": {}, "workers": {"encoder": {"scales": scales}}}
+        study = read_study(written(tmp_path / "a.yaml", arms=arms))
+        if scales == [1]:
+            studies._keep(study, tmp_path)
+            (tmp_path / "workers" / "seed-0").mkdir(parents=True)
+            (tmp_path / "workers" / "seed-0" / "config.yaml").touch()
+    with pytest.raises(InvalidInput, match=r"arms\.workers\.encoder"):
+        studies._keep(study, tmp_path)
+
+
+@pytest.mark.sim
+@pytest.mark.usefixtures("in_this_process")
+def test_another_number_of_demonstrations_than_were_collected_is_refused(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path / "a.yaml"), ["--collect.demos", "1"])
+    first = next(cells(study)).config
+    arguments: Any = (tmp_path, Console(quiet=True), None, studies.LOCAL)
+    assert len(study_data.demonstrations(first, *arguments)) == 1
+    more = dataclasses.replace(first, collect=dataclasses.replace(first.collect, demos=2))
+    with pytest.raises(InvalidInput, match=r"has 1 demonstrations, and collect\.demos is 2"):
+        study_data.demonstrations(more, *arguments)
 
 
 def test_features_of_a_finished_run_are_not_made_again_for_workers(

@@ -140,7 +140,7 @@ def test_work_that_always_hangs_is_given_up_and_named(tmp_path: Path, monkeypatc
     assert (tmp_path / "hung").exists()  # or it would have been a slow start
 
 
-@pytest.mark.parametrize("words", ["soon", "0", "-1", "nan"])
+@pytest.mark.parametrize("words", ["soon", "0", "-1", "nan", "inf"])
 def test_patience_that_is_none_is_refused(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S2ROBOT_PATIENCE", words)
     with pytest.raises(S2RobotError, match=f"S2ROBOT_PATIENCE is '{words}'; expected seconds"):

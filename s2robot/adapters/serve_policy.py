@@ -101,7 +101,7 @@ def describe(policy: Any, description: dict[str, Any]) -> Interface:
         goal=shapes.goal,
         task=description.get("task") or "",
         fits=_fits(policy, (frame[0], frame[1])),
-        fitting=_fitting(policy),
+        fitting=_fitting(policy, (frame[0], frame[1])),
         metadata=metadata,
     )
 
@@ -122,8 +122,8 @@ def _fits(policy: Any, trained: Size) -> Callable[[Size], bool]:
     return lambda frame: bool(encoder.grid_of(frame) == grid)
 
 
-def _fitting(policy: Any) -> str:
+def _fitting(policy: Any, trained: Size) -> str:
     if getattr(policy, "encoder", None) is not None:
         return "frames of that shape at any size"
-    least = policy.network.config.size
-    return f"frames of that shape from {least} pixels on" if least else "no others"
+    size = policy.network.config.size
+    return f"frames of that shape from {size} pixels on" if 0 < size <= min(trained) else "no others"
