@@ -254,9 +254,8 @@ def test_a_closed_environment_says_so() -> None:
 
 def test_gymnasium_may_name_the_render_mode_and_seeds_of_numpy_do() -> None:
     env = gymnasium.make("s2robot/Reach-v0", render_mode="rgb_array", render_frames=False)
-    first, _ = env.reset(seed=np.int64(3))  # type: ignore[arg-type]
-    again, _ = env.reset(seed=3)
-    np.testing.assert_array_equal(first[PROPRIOCEPTION], again[PROPRIOCEPTION])
+    seeds: list[Any] = [np.int64(3), 3]
+    np.testing.assert_array_equal(*(env.reset(seed=seed)[0][PROPRIOCEPTION] for seed in seeds))
     env.close()
 
 
