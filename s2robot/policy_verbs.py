@@ -29,7 +29,7 @@ NOT_TRAIN = {  # keys of a run that training does not read -> what to say to tho
 
 
 FEW = 200  # demonstrations; with 120 augmented versions were judged
-TIP = "--encode.versions 4, in another --out (docs/policies.md#augmented-versions)"
+TIP = "--encode.versions 4 --steps 9000, in another --out (docs/policies.md#augmented-versions)"
 
 
 def do_train(argv: Sequence[str]) -> int:
