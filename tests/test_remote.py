@@ -112,22 +112,11 @@ def test_the_command_line_takes_addresses(cache: Path, tmp_path: Path, capsys: p
     words = ["--name", "timm:test_vit", "--random_weights", "true", "--sizes", "16"]
     assert cli.main(["encode", address, "--workers", "1", *words]) == 0
     (done,) = fsspec.filesystem("memory").glob("verbs/features/*/done")
-    settings = [
-        "--steps",
-        "3",
-        "--train.batch",
-        "4",
-        "--encode.workers",
-        "1",
-        "--encode.stride",
-        "1",
-        "--policy.components",
-        "4",
-    ]
+    settings = ["--steps", "3", "--train.batch", "4", "--encode.workers", "1", "--policy.components", "4"]
     dotted = [word.replace("--", "--encoder.") for word in words]
     assert cli.main(["train", address, "--out", str(tmp_path / "run"), *settings, *dotted]) == 0
     assert (tmp_path / "run/policy/done").exists()
-    assert fsspec.filesystem("memory").glob("verbs/features/*/done") == [done]
+    assert fsspec.filesystem("memory").glob("verbs/features/*/done") == [done]  # both commands take the same steps
     fsspec.filesystem("memory").rm("verbs", recursive=True)
 
 
