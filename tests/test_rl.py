@@ -255,7 +255,7 @@ def test_what_is_no_number_stops_with_step_and_seed(tmp_path: Path) -> None:
     assert "The observation 'proprioception' is [nan" in seen and "seed 1000000000" in seen
     diverging = small_run(tmp_path / "lr", "sac", "privileged", "Lift", "--learn.lr", "1e30", "--validate_every", "40")
     with pytest.raises(
-        S2RobotError, match=r"(inf|nan|no numbers) after \d+ control steps \(seed 0\). .* lower --learn.lr \(now 1e\+30\)"
+        S2RobotError, match=r"(inf|nan|no numbers) after \d+ control steps \(seed 0\). .* --learn.lr \(now 1e\+30\)"
     ):
         rl.learn(diverging)
 
