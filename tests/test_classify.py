@@ -182,9 +182,9 @@ def test_folders_that_cannot_be_examined_are_refused(make: Any, says: str, tmp_p
 
 
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"seeds": 0}, {"frame_size": -1}])
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=f"{next(iter(wrong))} {'is ' if 'seeds' in wrong else ''}-?[01]"):
-        ClassifyConfig(source="somewhere", **wrong)  # type: ignore[arg-type]
+        ClassifyConfig(source="somewhere", **wrong)
 
 
 # -- what is damaged or changed --------------------------------------------------------------------------------------
