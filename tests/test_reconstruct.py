@@ -97,8 +97,8 @@ def test_frames_of_another_source_are_not_taken_for_this_ones(tmp_path: Path) ->
 
 def test_frames_of_any_size_are_looked_at_at_the_base_scale(tmp_path: Path) -> None:
     save_frames(tmp_path / "frames.npy", [some_frames(40, 128)], 40, 128)
-    settings: dict[str, Any] = {"source": str(tmp_path / "frames.npy"), "frame_size": 128, "scales": (1.0,), "engine": "torch"}
-    config = ReconstructConfig(large="s2robot-tiny:random", **settings)
+    settings: dict[str, Any] = {"frame_size": 128, "scales": (1.0,), "engine": "torch"}
+    config = ReconstructConfig(large="s2robot-tiny:random", source=str(tmp_path / "frames.npy"), **settings)
     found = reconstruct(config, tmp_path / "out", lambda done, total, note: None)
     assert [row["channels"] for row in found["rows"]] == [192]
 
