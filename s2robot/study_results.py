@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from s2robot.encoder import EncoderConfig
 from s2robot.rollouts import EpisodeResult, read_results
 
 if TYPE_CHECKING:
+    from s2robot.demo import DemoConfig
+    from s2robot.policies.acting import PixelPolicy
     from s2robot.study import Cell, StudyConfig
 
 Outcomes = dict[int, dict[int, EpisodeResult]]
@@ -101,17 +103,36 @@ def _arm(name: str, study: StudyConfig, cells: Sequence[Cell], dataset: DemoData
         "differs": study.arms[name],
         "kind": config.kind,
         "policy_parameters": files.read_json(policies[0])["parameters"] if policies else None,
-        **_encoder_cost(None if registry.reads_frames(config.kind) else config.encoder, dataset.frame_shape[:3]),
+        **_cost_of_seeing(config, policies, dataset.frame_shape[:3]),
         "decision_ms": latency,
         "hz": 1e3 / latency["p50"] if latency else None,
     }
 
 
-@functools.cache  # asked after every run
-def _encoder_cost(encoder: EncoderConfig | None, frames: tuple[int, int, int]) -> dict[str, Any]:
-    """Parameters, channels, and GFLOPs of all frames (V, H, W) of one moment; none where there is no encoder."""
-    if encoder is None:
+def _cost_of_seeing(config: DemoConfig, policies: Sequence[Path], frames: tuple[int, ...]) -> dict[str, Any]:
+    """Parameters, channels, and GFLOPs of all frames (V, H, W) of one moment; `policies`: the finished ones."""
+    if not registry.reads_frames(config.kind):
+        return _encoder_cost(config.encoder, frames)
+    if not policies:  # it is a policy's own eyes that see
         return {"encoder_parameters": None, "channels": None, "gflops": None}
+    return _eye_cost(policies[0].parent, frames)
+
+
+@functools.cache  # asked after every run
+def _eye_cost(policy: Path, frames: tuple[int, ...]) -> dict[str, Any]:
+    from s2robot.flops import eye_cost
+    from s2robot.trained import load_policy
+
+    network = cast("PixelPolicy", load_policy(policy, device="cpu")).network
+    return {
+        "encoder_parameters": sum(p.numel() for p in network.eye.parameters()),
+        "channels": network.shapes.scales * network.shapes.width,
+        "gflops": eye_cost(network, frames).gflops,
+    }
+
+
+@functools.cache
+def _encoder_cost(encoder: EncoderConfig, frames: tuple[int, ...]) -> dict[str, Any]:
     from s2robot.flops import encoder_cost
 
     views, height, width = frames

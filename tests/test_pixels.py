@@ -14,8 +14,10 @@ from small_encoders import random_frames, small_encoder
 
 from s2robot import cli, files, registry, training
 from s2robot.datasets import DemoDataset, Episode, write_dataset
+from s2robot.demo import DemoConfig
 from s2robot.encoder import Encoder, EncoderConfig, load_encoder
 from s2robot.errors import InvalidInput, UnknownName
+from s2robot.flops import encoder_cost, eye_cost
 from s2robot.frames import Frames, shrink
 from s2robot.lesson import Lesson
 from s2robot.policies.bc_mlp import BCConfig
@@ -25,6 +27,7 @@ from s2robot.policies.neck import Batch, Shapes
 from s2robot.policies.pixels import random_shift
 from s2robot.ranks import Ranks
 from s2robot.store import encode_dataset
+from s2robot.study_results import _cost_of_seeing
 from s2robot.trained import load_policy
 from s2robot.training import TrainConfig, train
 from s2robot.types import FRAMES, PROPRIOCEPTION
@@ -102,6 +105,23 @@ def test_an_untouched_copy_gives_the_frozen_encoders_map(art: str, settings: Any
         found = network.train(training_mode).encode(frames)
         assert found.requires_grad
         torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-4)
+
+
+def test_what_they_cost_is_counted_by_hand_and_as_the_frozen_encoder_is(dataset: DemoDataset, tmp_path: Path) -> None:
+    """Both of the paper's ways, and a finished policy of a study: products of its own eyes, read-out and MLP apart."""
+    network = _cnn()
+    first, second, residual, last = 16 * 16 * 16 * 27, 8 * 8 * 32 * 144, 2 * 8 * 8 * 32 * 288, 8 * 8 * 32 * 8
+    assert eye_cost(network, (2, 64, 64)).gflops == pytest.approx(2 * (first + second + residual + last) / 1e9)
+    for settings in ({}, {"scales": (1, 1.5, 2)}):
+        encoder = small_encoder(**settings)
+        found, expected = eye_cost(_finetune(encoder, (48, 80)), (2, 48, 80)), encoder_cost(encoder, (48, 80)).times(2)
+        assert (found.linear, found.attention) == pytest.approx((expected.linear, expected.attention))
+    out = train(dataset, Frames(dataset, 4), TINY, network.config, SHORT, tmp_path / "run", device="cpu")
+    config = DemoConfig(kind="cnn")
+    told = _cost_of_seeing(config, [out / "policy.json"], (2, 64, 64))
+    assert told["gflops"] == eye_cost(network, (2, 64, 64)).gflops
+    assert told["encoder_parameters"] == sum(p.numel() for p in network.eye.parameters())
+    assert _cost_of_seeing(config, [], (2, 64, 64))["gflops"] is None
 
 
 def test_gradients_reach_the_copy_through_tiles_of_every_size_and_after_loading() -> None:
