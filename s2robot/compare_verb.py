@@ -41,9 +41,15 @@ def do_compare(argv: Sequence[str]) -> int:
     several = len(result["arms"][0]["by_run"]) > 1
     for each in result["against_first"]:
         if not each["resolved"] and each["more_episodes"]:
-            more, condition = each["more_episodes"], ", if runs of one arm did not differ" if several else ""
+            more, condition = each["more_episodes"], ", if runs of one arm did not differ; more runs do more" * several
             words = f"{more} more episodes a run would resolve {100 * POINTS:.0f} points four times in five{condition}"
             console.print(f"{each['name']}: {words}.", highlight=False)
+    if result["against_first"] and not several:
+        console.print(
+            "One run an arm: these very policies are told apart, or not. Of what trained them it takes several training"
+            " seeds to know: s2robot train --seeds 0,1,2",
+            highlight=False,
+        )
     return 0
 
 

@@ -71,10 +71,6 @@ class PairedDifference:
     only_b: int  # seeds that only B solved
     n: int
 
-    @property
-    def verdict(self) -> str:
-        return "resolved" if self.resolved else "not resolved"
-
 
 def paired_difference(
     successes_a: Sequence[bool] | NDArray[Any],
@@ -99,18 +95,25 @@ def paired_difference(
     return PairedDifference((only_a - only_b) / len(a), low, high, p_value, resolved, only_a, only_b, len(a))
 
 
-def episodes_to_resolve(difference: float, differing: float, confidence: float = 0.95, power: float = 0.8) -> int:
-    """How many paired episodes McNemar's test needs to find a difference of success rates with this power.
+def episodes_to_resolve(
+    difference: float, differing: float, runs: int = 1, confidence: float = 0.95, power: float = 0.8
+) -> int:
+    """How many paired episodes a run a difference of success rates needs to be found with this power.
 
         n = (z_a sqrt(q) + z_b sqrt(q - d^2))^2 / d^2,   d = difference, q = share of seeds on which outcomes differ
 
-    R. J. Connor, Biometrics 43:207-211 (1987).
+    That is of one run an arm, by McNemar's test: R. J. Connor, Biometrics 43:207-211 (1987). Of several runs, which do
+    not differ but by chance, it is what Student's test of the runs' differences needs: with two or three it does not
+    know yet how little they differ.
     """
     if not 0 < difference <= differing <= 1 or not 0 < power < 1:
         raise InvalidInput(
             f"difference {difference}, differing {differing}, power {power}; expected 0 < difference <= differing <= 1"
             " and a power between 0 and 1"
         )
+    if runs > 1:
+        shift = _solve(lambda shift: power - _power(shift, runs, confidence), 0.0, 1000.0)
+        return math.ceil(shift**2 * (differing - difference**2) / (runs * difference**2))
     reach = _z(confidence) * math.sqrt(differing)
     reach += NormalDist().inv_cdf(power) * math.sqrt(differing - difference**2)
     return math.ceil((reach / difference) ** 2)
@@ -141,6 +144,21 @@ def _t(freedom: int, confidence: float) -> float:
     density = np.cos(x) ** (freedom - 1)
     within = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     return math.sqrt(freedom) * math.tan(float(np.interp(confidence, within / within[-1], x)))
+
+
+def _power(shift: float, runs: int, confidence: float) -> float:
+    """How often the mean of K numbers, which lies so many of its standard errors from 0, is told from 0.
+
+    It is where both Student's interval and one that knows the spread leave 0 out: an integral over what is found for
+    the spread, u times what it is, whose density is u^(v - 1) exp(-v u^2 / 2), v = K - 1.
+    """
+    freedom = runs - 1
+    u = np.linspace(1e-3, 6.0, 2_000)
+    logarithm = (freedom - 1) * np.log(u) - freedom * u**2 / 2
+    weight = np.exp(logarithm - logarithm.max())
+    bounds = np.maximum(_t(freedom, confidence) * u, _z(confidence))
+    found = [NormalDist().cdf(shift - bound) for bound in bounds]
+    return float(np.dot(weight, found) / weight.sum())
 
 
 def _outcomes(values: Sequence[bool] | NDArray[Any]) -> NDArray[np.bool_]:

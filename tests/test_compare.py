@@ -13,7 +13,7 @@ from s2robot import seals
 from s2robot.cli import main
 from s2robot.compare import Arm, compare, rate, versus
 from s2robot.errors import InvalidInput
-from s2robot.statistics import episodes_to_resolve, paired_difference, wilson
+from s2robot.statistics import episodes_to_resolve, paired_difference, student, wilson
 
 
 def write_run(folder: Path, outcomes: Sequence[bool], first: int = 100, log: str = "episodes-exact.jsonl") -> str:
@@ -156,6 +156,21 @@ def test_that_many_episodes_resolve_it_four_times_in_five() -> None:
         both = draw >= differing
         found += paired_difference(a | both, b | both).p_value < 0.05
     assert 0.72 < found / 400 < 0.88
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_that_many_of_several_runs_do_so_too(runs: int) -> None:
+    """By Student's interval, which of few runs is seldom not the widest."""
+    difference, differing = 0.1, 0.3
+    n = episodes_to_resolve(difference, differing, runs)
+    rng = np.random.default_rng(4)
+    draw = rng.random((1000, runs, min(n, 4000)))
+    assert n < 4000
+    only_a, only_b = draw < (differing + difference) / 2, draw > 1 - (differing - difference) / 2
+    by_run = (only_a.mean(axis=2) - only_b.mean(axis=2)).astype(float)
+    found = [student(row)[0] > 0 for row in by_run]
+    assert 0.75 < np.mean(found) < 0.85
+    assert n > episodes_to_resolve(difference, differing) // runs  # fewer runs know less
 
 
 @pytest.mark.parametrize("bad", [(0.0, 0.5), (0.3, 0.2), (0.1, 1.2), (-0.1, 0.5)])
