@@ -21,18 +21,20 @@ from s2robot.envs.robots import check_robot
 from s2robot.envs.task import TaskSpec
 from s2robot.envs.vector import VectorEnv
 
-SPECS = (
-    lift.TASK,
-    lift.STOCK,
-    pick_color.TASK,
-    pick_color.SMALL,
-    stack.TASK,
-    pick_place_can.TASK,
-    reach.TASK,
-    door.TASK,
-    nut_assembly.TASK,
-)
-TASKS: dict[str, TaskSpec] = {task.name: task for task in SPECS}
+TASKS: dict[str, TaskSpec] = {
+    task.name: task
+    for task in (
+        lift.TASK,
+        lift.STOCK,
+        pick_color.TASK,
+        pick_color.SMALL,
+        stack.TASK,
+        pick_place_can.TASK,
+        reach.TASK,
+        door.TASK,
+        nut_assembly.TASK,
+    )
+}
 
 
 def get_task(name: str, robot: str | None = None) -> TaskSpec:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s2robot.policies.rl_picker import corrected, pick
-from s2robot.policies.rlpd import ACTIVATION, OFF_POLICY, RLPD, SQUASH, RLPDConfig, RLPDPolicy
+from s2robot.policies.rlpd import RLPD, RLPDConfig, RLPDPolicy
 from s2robot.policies.rlpd import make as make_rlpd
 
 LOG_STD = -2.0  # of the actor's noise, before tanh: fixed, as TD3's is
@@ -92,4 +92,3 @@ def make(config: IBRLConfig, env: Any, **words: Any) -> Any:
 
 
 CONFIG, DEMONSTRATIONS, PRIOR = IBRLConfig, True, True
-__all__ = ["ACTIVATION", "CONFIG", "DEMONSTRATIONS", "IBRL", "OFF_POLICY", "PRIOR", "SQUASH", "IBRLConfig", "make"]

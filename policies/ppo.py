@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from s2robot.errors import InvalidInput, UnknownName, require
 from s2robot.policies.rl_actor import ACTIVATIONS
@@ -29,6 +29,7 @@ class PPOConfig:
     log_std: float = -0.7  # where the noise begins, the logarithm of its standard deviation
     activation: str = "tanh"
     widths: tuple[int, ...] = (256, 128)
+    squash: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -42,9 +43,6 @@ class PPOConfig:
                 f"lr is {self.lr}, clip {self.clip}, gae {self.gae}, entropy {self.entropy}; expected a rate and a"
                 " range above 0, a share from 0 to 1, and a weight from 0 on"
             )
-
-
-SQUASH, OFF_POLICY = False, False
 
 
 def make(config: PPOConfig, env: Any, *, reading: dict[str, Any], gamma: float, seed: int, decisions: int) -> Any:

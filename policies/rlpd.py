@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from s2robot.errors import InvalidInput, require
 from s2robot.policies.ensemble import Ensemble
 from s2robot.policies.rl_actor import bottleneck
-from s2robot.policies.sac import ACTIVATION, OFF_POLICY, SQUASH, check_learning, off_policy
+from s2robot.policies.sac import check_learning, off_policy
 
 _PURPOSE = "Reinforcement learning"
 require("stable_baselines3", extra="rl", purpose=_PURPOSE)
@@ -51,6 +51,8 @@ class RLPDConfig:
     slow: float = 0.9995  # decay of that average a decision
     trunk: int = 64  # numbers that critics and actor share of what is seen
     widths: tuple[int, ...] = (256, 256)
+    activation: ClassVar[str] = "relu"
+    squash: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -244,4 +246,3 @@ def make(
 
 
 CONFIG, DEMONSTRATIONS = RLPDConfig, True
-__all__ = ["ACTIVATION", "CONFIG", "DEMONSTRATIONS", "OFF_POLICY", "RLPD", "SQUASH", "RLPDConfig", "RLPDPolicy", "make"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from s2robot.errors import InvalidInput, require
 
@@ -21,6 +21,8 @@ class SACConfig:
     tau: float = 0.005
     entropy: str = "auto_0.1"  # temperature: a number, or "auto" with where it begins
     widths: tuple[int, ...] = (256, 256)
+    activation: ClassVar[str] = "relu"
+    squash: ClassVar[bool] = True  # actions go through tanh
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -50,9 +52,6 @@ def _is_temperature(words: str) -> bool:
     except ValueError:
         return False
     return value < math.inf and (value > 0 if words.startswith("auto_") else value >= 0)
-
-
-ACTIVATION, SQUASH, OFF_POLICY = "relu", True, True
 
 
 def make(config: SACConfig, env: Any, *, reading: dict[str, Any], gamma: float, seed: int, decisions: int) -> Any:

@@ -66,7 +66,7 @@ def bench_encoders(config: BenchConfig, progress: Progress = lambda done, total,
             rows += _bench(arms, batch, config, lambda note: progress(next(steps), total, note))
         del arms
         gc.collect()  # a large encoder must go before the next is built
-    return {"machine": machine.machine(), "versions": machine.versions(), "rows": rows}
+    return {**machine.provenance(), "rows": rows}
 
 
 def _bench(

@@ -82,8 +82,7 @@ def bench_env(config: EnvBenchConfig, progress: Progress = lambda done, total, n
         memory = {n: [machine.resident_mb(pid) for pid in vector.pids] for n, vector in vectors.items()}
     seconds = {name: each[1:] for name, each in seconds.items()}  # the first round compiles, loads, and allocates
     return {
-        "machine": machine.machine(),
-        "versions": machine.versions(),
+        **machine.provenance(),
         "rows": [_row(name, seconds) for name in (DRAWN, BLIND, *ARMS)],
         "vector": _vector_rows(seconds, memory),
     }

@@ -110,8 +110,7 @@ def bench_ros2(config: Ros2BenchConfig, progress: Progress = lambda done, total,
             _end(node)
             rclpy.shutdown(context=context)
     return {
-        "machine": machine.machine(),
-        "versions": machine.versions(),
+        **machine.provenance(),
         "encoder": config.encoder.name,
         "size": config.size,
         "hz": config.hz,

@@ -49,7 +49,7 @@ def bench_serve(config: ServeBenchConfig, progress: Progress = lambda done, tota
     passed = code == 0 and not (soak["wrong"] or soak["unrefused"] or soak["faults"] or soak["crashed"])
     return {
         "passed": passed, "exit_code": code, "single_client": single, "soak": soak, "metadata": interface.metadata,
-        "machine": machine.machine(), "versions": machine.versions(),
+        **machine.provenance(),
     }  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def bench_soak(config: SoakConfig, progress: Progress = lambda done, total, note
     return {
         "passed": all(row["passed"] is not False for row in rows), "minutes": config.minutes, "rows": rows,
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "machine": machine.machine(), "versions": machine.versions(), "git": machine.git_revision(),
+        **machine.provenance(),
     }  # fmt: skip
 
 

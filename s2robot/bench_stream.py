@@ -56,8 +56,7 @@ def bench_stream(config: StreamBenchConfig, progress: Progress = lambda done, to
     finally:
         env.close()
     return {
-        "machine": machine.machine(),
-        "versions": machine.versions(),
+        **machine.provenance(),
         "engine": str(encoder.engine),
         "rows": [row.result() for row in rows],
     }

@@ -50,10 +50,6 @@ class Difference:
     def resolved(self) -> bool:
         return not self.low <= 0.0 <= self.high
 
-    @property
-    def verdict(self) -> str:
-        return "resolved" if self.resolved else "not resolved"
-
 
 def estimate(counts: Counts, score: Score, confidence: float = 0.95, draws: int = DRAWS) -> Estimate:
     """The score of counts (K, n, k), with an interval over scenes and seeds."""

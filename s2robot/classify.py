@@ -146,7 +146,7 @@ def classify(config: ClassifyConfig, out: Path, told: Callable[[str], Report], c
         "skipped": [str(images.paths[k]) for k in exam.unreadable],
         "rows": rows, "commonest": exam.commonest(),
         "differences": differences(counts, config.encoders, readouts, lambda _: ratio),
-        "machine": machine.machine(), "versions": machine.versions(), "git": machine.git_revision(),
+        **machine.provenance(),
     }  # fmt: skip
     files.write_json(out / "classify.json", result)
     return result

@@ -5,12 +5,13 @@ defaults of the dataclass  <-  configs/<name>.yaml  <-  --collect.demos 60 --enc
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import shlex
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ import yaml
 from draccus.utils import ParsingError
 
 from s2robot import files
-from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, UnknownName, UsageError
 
 Config = TypeVar("Config")
 
@@ -43,13 +44,13 @@ def load(schema: type[Config], source: str | None = None, overrides: Sequence[st
         UnknownName: a key that is not in the schema, with the nearest that is.
         InvalidInput: a value of the wrong type, or a config of another command.
     """
-    return build(schema, _read(source) if source else {}, source or "", overrides)
+    return build(schema, read(source) if source else {}, source or "", overrides)
 
 
 def build(schema: type[Config], tree: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
     """The same of a tree that was read already; `where` it is from, for errors."""
     tree, known = unfolded(tree), keys(schema)
-    for key in _flatten(tree):
+    for key in flat(tree):
         if key not in known:
             raise strange(where, key, known)
     _override(tree, known, overrides)
@@ -121,6 +122,25 @@ def keep(config: Any, out: Path) -> None:
         check_kept(config, out)
 
 
+@contextlib.contextmanager
+def bound(
+    config: Any, out: Path, *, frees: type[BaseException] = UsageError, beside: Sequence[str] = ()
+) -> Iterator[None]:
+    """`keep`, while a run begins: one that could not, for an error that `frees`, has settings that bind nobody.
+
+    Args:
+        beside: files of the folder that go with them.
+    """
+    begins = not (out / "config.yaml").exists()
+    keep(config, out)
+    try:
+        yield
+    except frees:
+        for name in ("config.yaml", *beside) if begins else ():
+            (out / name).unlink(missing_ok=True)
+        raise
+
+
 def check_kept(config: Any, out: Path) -> None:
     """Hold a config against that of the run which is in a folder, if there is one.
 
@@ -128,7 +148,7 @@ def check_kept(config: Any, out: Path) -> None:
         InvalidInput: the folder holds a run with other settings; says which.
     """
     path = out / "config.yaml"
-    before = filled(_read(str(path)), default(type(config))) if path.exists() else None
+    before = merged(default(type(config)), read(str(path))) if path.exists() else None
     if before is not None and (changed := differences(binding(before), binding(yaml.safe_load(dump(config))))):
         raise InvalidInput(
             f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another --out, or:"
@@ -155,12 +175,6 @@ def default(schema: type[Any]) -> dict[str, Any]:
     return tree
 
 
-def filled(tree: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """A config with what it lacks of these known ones."""
-    both = {key: filled(tree[key], known[key]) for key in tree.keys() & known.keys() if isinstance(tree[key], dict)}
-    return {**known, **tree, **both}
-
-
 def planted(overrides: Sequence[str], schema: type[Any]) -> dict[str, Any]:
     """What ["--train.steps", "300", ...] say, as a tree."""
     tree: dict[str, Any] = {}
@@ -173,14 +187,9 @@ def as_yaml(tree: dict[str, Any]) -> str:
     return str(yaml.safe_dump(files.plain(tree), sort_keys=False))
 
 
-def read(source: str) -> dict[str, Any]:
-    """What a YAML file says, or one that ships with s2robot."""
-    return _read(source)
-
-
 def said(source: str, key: str) -> Any:
     """What a config file, or one that ships with s2robot, says of a key at its top; None where it does not."""
-    return _read(source).get(key)
+    return read(source).get(key)
 
 
 def _lines(tree: Any, prefix: str = "") -> dict[str, str]:
@@ -209,7 +218,8 @@ def keys(schema: type[Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _read(source: str) -> dict[str, Any]:
+def read(source: str) -> dict[str, Any]:
+    """What a YAML file says, or one that ships with s2robot."""
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         if source not in names():
@@ -226,15 +236,11 @@ def _read(source: str) -> dict[str, Any]:
     return tree or {}
 
 
-def flat(tree: dict[str, Any]) -> list[str]:
+def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys of a tree."""
-    return _flatten(tree)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key, value in tree.items():
-        found += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+        found += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return found
 
 

@@ -26,7 +26,7 @@ from s2robot.augment import Augmentation
 from s2robot.collect import CollectConfig, collect
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
-from s2robot.errors import InvalidInput, UsageError
+from s2robot.errors import InvalidInput
 from s2robot.frames import Frames
 from s2robot.launchers import LOCAL, Launcher
 from s2robot.policies.bc_mlp import BCConfig
@@ -108,16 +108,10 @@ def demo(config: DemoConfig, console: Console) -> Path:
     registry.check_manner(config.eval.fidelity, config.eval.shift)
     if not 0 <= config.train.demos <= config.collect.demos:
         raise InvalidInput(f"--train.demos is {config.train.demos}; --collect.demos is {config.collect.demos}")
-    begins = not (out / "config.yaml").exists()
-    configuration.keep(dataclasses.replace(config, out="."), out)
-    clock = StageClock(out / "stages.json")
-    try:
+    with configuration.bound(dataclasses.replace(config, out="."), out):
+        clock = StageClock(out / "stages.json")
         with clock.stage("collect"), progress.bar("collect", console) as report:
             dataset = collect(config.collect, out / "demos.hdf5", report)
-    except UsageError:
-        if begins:  # it did not, and its settings bind nobody
-            (out / "config.yaml").unlink(missing_ok=True)
-        raise
     store, policy = _learn(config, config.encoder, dataset, out / "policy", clock, console)
     with clock.stage("evaluate"), progress.bar("evaluate", console) as report:
         results = evaluate(policy, config.eval, out / _log(config), report)

@@ -59,18 +59,13 @@ def diagnose() -> list[Check]:
     ]
 
 
-def fix(console: Console) -> None:
-    """Install the simulator and offscreen OpenGL if they are missing. See `s2robot.repair`."""
-    repair.fix(console)
-
-
 def main(argv: Sequence[str]) -> int:
     """`s2robot doctor`: returns the exit code."""
     options = _parser().parse_args(argv)
     # With --json, standard output is for the program that reads it.
     talk = Console(stderr=options.json, soft_wrap=True)
     if options.fix:
-        fix(talk)
+        repair.fix(talk)
     checks = diagnose()
     healthy = all(check.status != FAIL for check in checks)
     if options.json:

@@ -8,7 +8,7 @@
     |-- BrokenPlugin        an encoder, task or policy of another distribution that cannot be used
     |-- CorruptFile         a file that cannot be read back, or is not what its name says
     |-- CheckpointMismatch  weights whose keys or shapes do not fit the model
-    |-- Occupied          another process is writing there, see `s2robot.locks`
+    |-- Occupied            another process is writing there, see `s2robot.locks`
     |-- RenderingUnavailable  no offscreen OpenGL on this machine
     `-- OutOfSpace          the disk is full; nothing half-written was left behind
 
@@ -95,6 +95,10 @@ class CorruptFile(S2RobotError):
 
 class CheckpointMismatch(S2RobotError):
     """Weights that do not fit the model they were given to."""
+
+
+class Occupied(S2RobotError):
+    """Another process is writing here, see `s2robot.locks`."""
 
 
 class RenderingUnavailable(S2RobotError):

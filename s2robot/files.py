@@ -261,7 +261,7 @@ def sweep(folder: str | Path, *, deep: bool = False) -> list[Path]:
         match = _LEFTOVER.search(path.name)
         if match is None or path in _in_use or match["machine"] != _HERE:
             continue
-        if _is_another_alive(int(match["process"])):
+        if (process := int(match["process"])) != os.getpid() and is_alive(process):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -342,9 +342,8 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _is_another_alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
+def is_alive(pid: int) -> bool:
+    """Whether such a process runs on this machine; where nobody can tell, it does."""
     if os.name == "nt":  # signal 0 would be Ctrl-C there: leave leftovers alone
         return True
     try:

@@ -91,9 +91,7 @@ def summarise(
         "fidelity": {"evaluate": config.fidelity},
         "evaluation": dataclasses.asdict(config),
         "command": shlex.join(["s2robot", *sys.argv[1:]]),
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "git": machine.git_revision(),
+        **machine.provenance(),
     }
     return {**summary, **(more or {})}
 

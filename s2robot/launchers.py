@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
-from s2robot import workers
 from s2robot.errors import UnknownName
+from s2robot.workers import work as in_processes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,7 +62,7 @@ class Local:
         cpus: int = 1,
         feed: Callable[[Item], Any] | None = None,
     ) -> Generator[tuple[Item, Result], None, None]:
-        return _in_processes(make, answer, items, workers)
+        return in_processes(make, answer, items, workers)
 
 
 class Here:
@@ -102,7 +102,6 @@ def as_in_a_worker() -> Iterator[None]:
 
 
 LOCAL, HERE = Local(), Here()
-_in_processes = workers.work
 
 
 def find_launcher(words: str, workers: int | None = None) -> Launcher:

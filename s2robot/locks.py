@@ -18,12 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from s2robot import files
-from s2robot.errors import S2RobotError
+from s2robot.errors import Occupied, S2RobotError
 from s2robot.remote import shown
-
-
-class Occupied(S2RobotError):
-    """Another process is writing here."""
 
 
 @contextlib.contextmanager

@@ -9,10 +9,16 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from s2robot import memory_limits, workers
 
 PACKAGES = ("s2robot", "torch", "timm", "numpy", "mujoco", "robosuite", "gymnasium")
+
+
+def provenance() -> dict[str, Any]:
+    """What a result says of where it came from."""
+    return {"machine": machine(), "versions": versions(), "git": git_revision()}
 
 
 def machine() -> dict[str, str | int | float | None]:

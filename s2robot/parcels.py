@@ -79,15 +79,5 @@ def _clear(place: Path, begin: str) -> None:
     for folder in place.glob(f"{begin}*"):
         process = re.match(r"(\d+)-", folder.name[len(begin) :])
         with contextlib.suppress(OSError):  # another was quicker
-            if process and folder.lstat().st_uid == os.geteuid() and not _lives(int(process[1])):
+            if process and folder.lstat().st_uid == os.geteuid() and not files.is_alive(int(process[1])):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -152,17 +152,8 @@ def _train_one(
     from s2robot.training import train
 
     console = console or Console(quiet=True)
-    begins = not (out / "config.yaml").exists()
-    configuration.keep(config, out)
-    try:
-        with progress.bar("train", console) as report:
-            policy = train(
-                dataset, source, config.encoder, config.policy, config.train, out / "policy", progress=report
-            )
-    except UsageError:
-        if begins:  # it did not, and its settings bind nobody
-            (out / "config.yaml").unlink(missing_ok=True)
-        raise
+    with configuration.bound(config, out), progress.bar("train", console) as report:
+        policy = train(dataset, source, config.encoder, config.policy, config.train, out / "policy", progress=report)
     console.print(f"{policy}: trained", highlight=False)
     if validate and ranks.find().is_first:
         with progress.bar("validate", console) as report:

@@ -48,7 +48,7 @@ def pretrain(config: PretrainConfig, out: Path, progress: Progress = lambda done
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = ranks.find_device(config.device)
+    device = ranks.own_device(config.device)
     if config.init and not (out / "state.pt").exists():
         pretrain_state.adopt(pretrain_state.build_model(config), config)  # said before hours of drawing
     with ranks.joined(device) as here:

@@ -99,7 +99,5 @@ def _circumstances(start: int, here: Ranks, device: torch.device) -> dict[str, A
         "device": str(device),
         "processes": here.world,
         "threads": torch.get_num_threads(),
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "git": machine.git_revision(),
+        **machine.provenance(),
     }

@@ -101,7 +101,7 @@ def probe(
         "n": {"train": data.train.count, "test": data.test.count}, "data_fingerprint": data.fingerprint,
         "rows": rows, "blind": _blind(config, data),
         "differences": differences(counts, config.encoders, config.readouts, lambda name: MEASURES[name].score),
-        "machine": machine.machine(), "versions": machine.versions(), "git": machine.git_revision(),
+        **machine.provenance(),
     }  # fmt: skip
     files.write_json(out / "probe.json", result)
     return result

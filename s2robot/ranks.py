@@ -105,7 +105,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def find_device(name: str) -> torch.device:
+def own_device(name: str) -> torch.device:
     """`auto`: CUDA when there is one, else the CPU; of several, this process's own."""
     device = engines.find_device(None if name == "auto" else name)
     if device.type == "cuda" and device.index is None:

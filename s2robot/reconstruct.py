@@ -84,8 +84,7 @@ def reconstruct(config: ReconstructConfig, out: Path, told: Report) -> dict[str,
         "frames": {"train": len(frames) - held_out, "test": held_out},
         "target": {"name": config.large, "parameters": _parameters(target), "channels": target.channels},
         "rows": rows,
-        "machine": machine.machine(),
-        "versions": machine.versions(),
+        **machine.provenance(),
     }
 
 

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
 from s2robot import config as configuration
 from s2robot import files, locks, registry, remote, seals
@@ -33,8 +32,9 @@ from s2robot.errors import InvalidInput, require
 from s2robot.frames import Frames
 from s2robot.interface import described, encoder_said
 from s2robot.rl_config import RLConfig
+from s2robot.runs import find_policy
 from s2robot.store import FeatureStore, encode_dataset
-from s2robot.trained import SUM as WEIGHTS_SUM
+from s2robot.trained import save_policy
 from s2robot.types import FRAMES
 
 Progress = Callable[[int, int, str], None]
@@ -80,17 +80,12 @@ def learn(config: RLConfig, progress: Progress = lambda done, total, note: None)
 
 @contextlib.contextmanager
 def _bound(config: RLConfig, out: Path) -> Iterator[None]:
-    """The folder has these settings; a run that could not begin leaves none that bind the next."""
-    begins = not (out / "config.yaml").exists()
+    """The folder has these settings; a run that could not begin, for Ctrl-C too, leaves none that bind the next."""
     demos = dataclasses.replace(config.demos, path=remote.shown(config.demos.path))  # a signature is not kept
-    configuration.keep(dataclasses.replace(config, out=".", demos=demos), out)
-    files.sweep(out, deep=True)
-    try:
+    kept = dataclasses.replace(config, out=".", demos=demos)
+    with configuration.bound(kept, out, frees=BaseException, beside=(EYES, INPUTS)):
+        files.sweep(out, deep=True)
         yield
-    except BaseException:  # Ctrl-C too
-        for name in ("config.yaml", EYES, INPUTS) if begins else ():
-            (out / name).unlink(missing_ok=True)
-        raise
 
 
 class Setup:
@@ -147,11 +142,7 @@ class Setup:
             "frame": [frame, frame], "privileged": config.sight.see == "privileged", **described(about),
             "parameters": sum(value.numel() for value in network.parameters()),
         }  # fmt: skip
-        folder.mkdir(parents=True, exist_ok=True)
-        with files.atomic(folder / "policy.safetensors") as temporary:
-            save_file({key: value.clone().contiguous() for key, value in network.state_dict().items()}, str(temporary))
-        digest = seals.digest(folder / "policy.safetensors")
-        files.write_json(folder / "policy.json", {**description, WEIGHTS_SUM: digest})
+        save_policy(network, description, folder)
 
     def _hold(self) -> None:
         """What the config only names is what it was when the run began.
@@ -161,7 +152,7 @@ class Setup:
         """
         path, prior = self.out / INPUTS, self.config.demos.prior
         inputs = {"demonstrations": self.dataset.fingerprint[:16] if self.dataset is not None else None}
-        inputs["prior"] = seals.digest(policy_file(prior))[:16] if prior else None
+        inputs["prior"] = seals.digest(find_policy(prior) / "policy.safetensors")[:16] if prior else None
         inputs["compression"] = seals.digest(self.out / EYES)[:16] if self.sight.eyes is not None else None
         before = {**inputs, **(files.read_json(path) if path.exists() else {})}  # older ones say less
         if changed := configuration.differences(before, inputs):
@@ -181,9 +172,7 @@ class Setup:
         encoder = self.config.encoder.build("cpu")
         prior = None
         if self.config.demos.prior:
-            sb3_demos.check_prior(
-                policy_file(self.config.demos.prior).parent, self.task, self.cameras, self.config.world
-            )
+            sb3_demos.check_prior(find_policy(self.config.demos.prior), self.task, self.cameras, self.config.world)
             prior = sb3_demos.load_prior(self.config.demos.prior, encoder.fingerprint, len(self.cameras), execute)
         if kept.exists():
             eyes: Any = sb3_sight.Glance.load(kept, encoder=encoder)
@@ -239,12 +228,6 @@ def leading_components(compression: Any, shapes: Any, components: int) -> Any:
     fewer.mean.copy_(compression.mean)
     fewer.basis.copy_(compression.basis[..., :components])
     return fewer
-
-
-def policy_file(run: str) -> Path:
-    """The weights of a run of behaviour cloning."""
-    folder = Path(run)
-    return (folder / "policy" if (folder / "policy").is_dir() else folder) / "policy.safetensors"
 
 
 def normalise_by(normaliser: Any, observations: dict[str, NDArray[Any]]) -> None:

@@ -162,6 +162,18 @@ def _expect(fits: bool, value: Any, wanted: str, where: str) -> None:
         raise TypeError(f"{where} is {str(value)[:60]!r}, expected {wanted}")
 
 
+def find_policy(run: str | Path) -> Path:
+    """The folder of a policy: a run's `policy/`, or this folder itself.
+
+    Raises:
+        InvalidInput: it holds none.
+    """
+    for folder in (Path(run) / "policy", Path(run)):
+        if (folder / "policy.json").exists():
+            return folder
+    raise InvalidInput(f"No policy in {run}: it has no policy.json. Train one: s2robot train --help")
+
+
 def seed_folders(folder: Path) -> list[Path]:
     """The runs of `train --seeds` in a folder, by seed; none where it is one run itself."""
     if (folder / "policy").is_dir():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s2robot import files, registry
-from s2robot.config import differences, filled
+from s2robot.config import differences, merged
 from s2robot.errors import InvalidInput
 
 SETTINGS = "settings.json"  # `Lesson.settings`, written when training begins
@@ -33,7 +33,7 @@ def hold_against(out: Path, settings: Mapping[str, Any], defaults: Mapping[str, 
     before.setdefault("versions", [])  # came later
     known = {key: value for key, value in files.plain(defaults).items() if key in before}
     known.get("train", {}).pop("checkpoint_every", None)
-    if changed := differences(filled(before, known), {key: settings[key] for key in before}):
+    if changed := differences(merged(known, before), {key: settings[key] for key in before}):
         run = out.parent if out.name == "policy" else out
         raise InvalidInput(
             f"The policy in {out} learned with other settings ({'; '.join(changed)}). Choose another folder (--out), or"

@@ -30,7 +30,7 @@ from s2robot.collect import CollectConfig
 from s2robot.config import merged, unfolded
 from s2robot.datasets import DemoDataset
 from s2robot.demo import DemoConfig, check_run, run_schema, source_of
-from s2robot.errors import InvalidInput, UnknownName, UsageError
+from s2robot.errors import InvalidInput, UnknownName
 from s2robot.launchers import HERE, LOCAL, Launcher
 from s2robot.rollouts import EvalConfig, evaluate
 from s2robot.runs import SEED_FOLDER
@@ -285,19 +285,14 @@ def run_cell(
     """Train and judge one run, or what is missing of it; by default as a worker does, in its process alone."""
     config, console = cell.config, console or Console(quiet=True)
     dataset = seen[config.collect.frame_size]
-    begins = not (folder / "config.yaml").exists()
-    configuration.keep(dataclasses.replace(config, out=".", eval=EvalConfig()), folder)  # more episodes may follow
-    if (folder / "policy" / "done").exists():  # its store may be gone by now, and is not made again for this
-        _hold(folder / "policy", dataset, config)
-    else:
-        try:
+    kept = dataclasses.replace(config, out=".", eval=EvalConfig())  # more episodes may follow
+    with configuration.bound(kept, folder):
+        if (folder / "policy" / "done").exists():  # its store may be gone by now, and is not made again for this
+            _hold(folder / "policy", dataset, config)
+        else:
             source = source_of(dataset, config, remote.beside(dataset.address, "features"), console, launcher)
             with progress.bar("train", console) as report:
                 train(dataset, source, config.encoder, config.policy, config.train, folder / "policy", progress=report)
-        except UsageError:
-            if begins:  # it did not, and its settings bind nobody
-                (folder / "config.yaml").unlink(missing_ok=True)
-            raise
     for shift in shifts:
         judging = dataclasses.replace(config.eval, shift=shift)
         with progress.bar("evaluate", console) as report:

@@ -55,9 +55,7 @@ def tabulate(study: StudyConfig, cells: Sequence[Cell], dataset: DemoDataset, ou
         "arms": {name: _arm(name, study, cells, dataset, out) for name in study.arms},
         "rows": rows,
         "command": shlex.join(["s2robot", *map(remote.shown, sys.argv[1:])]),
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "git": machine.git_revision(),
+        **machine.provenance(),
     }
 
 

@@ -1,17 +1,19 @@
-"""Read a trained policy back: its network, behind the encoder it was trained on or with eyes of its own."""
+"""Write a trained policy, and read it back: its network, behind the encoder it was trained on or with its own eyes."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from s2robot import engines, files, registry, seals
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
+from s2robot.runs import find_policy
 from s2robot.types import Policy
 
 SUM = "weights_sha256"  # in policy.json: of policy.safetensors; older policies have none
@@ -37,10 +39,7 @@ def load_policy(
         CorruptFile: it cannot be read back.
         CheckpointMismatch: its encoder's weights are not those it was trained on.
     """
-    folder = Path(folder)
-    folder = folder / "policy" if (folder / "policy" / "policy.json").exists() else folder
-    if not (folder / "policy.json").exists():
-        raise InvalidInput(f"No policy in {folder}: it has no policy.json. Train one: s2robot train --help")
+    folder = find_policy(folder)
     description = files.read_json(folder / "policy.json")
     if checkpoint is not None and description.get("encoder"):
         description["encoder"]["checkpoint"] = str(checkpoint)
@@ -77,6 +76,22 @@ def load_policy(
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CorruptFile(folder, reason, "Train it again, or restore it from a copy") from error
     return policy
+
+
+def save_policy(network: nn.Module, description: Mapping[str, Any], folder: Path) -> None:
+    """Write a policy that `load_policy` reads; description: what `policy.json` says of it, but for the weights' sum.
+
+    Raises:
+        S2RobotError: a weight is no number.
+    """
+    weights = {key: value.clone().contiguous() for key, value in network.state_dict().items()}
+    for name, value in weights.items():  # the loss of a step says nothing of what the step itself has done
+        if not value.isfinite().all():
+            raise S2RobotError(f"The weights {name} became NaN or infinite. Lower the learning rate (lr)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.atomic(folder / "policy.safetensors") as temporary:
+        save_file(weights, str(temporary))
+    files.write_json(folder / "policy.json", {**description, SUM: seals.digest(folder / "policy.safetensors")})
 
 
 def _find_weights(folder: Path, weights: str | None) -> None:

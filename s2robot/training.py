@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from s2robot import engines, files, ranks, registry, seals
@@ -33,7 +32,7 @@ from s2robot.samples import Samples, Source, gather
 from s2robot.schedule import learning_rate
 from s2robot.settings import SETTINGS, hold_against
 from s2robot.store import FeatureStore
-from s2robot.trained import SUM
+from s2robot.trained import save_policy
 
 Progress = Callable[[int, int, str], None]
 VALID_EVERY = 50
@@ -127,7 +126,7 @@ def _learn(
         _loop(state, samples, learned, lesson.config, here, progress, log.note)
     if worth := by_scale(state.averaged.module, samples, held_out, lesson.encoder.scale_names):
         files.write_json(out / "scales.json", worth)
-    _write_policy(state.averaged.module, lesson, out)
+    save_policy(state.averaged.module, lesson.describe(state.averaged.module), out)
     (out / "state.pt").unlink(missing_ok=True)
     (out / "done").touch()
 
@@ -142,7 +141,7 @@ def check_processes(kind: str) -> None:
 
 
 def _device(source: Source, asked: str | None) -> torch.device:
-    return ranks.find_device(asked or "auto") if isinstance(source, Frames) else engines.find_device(asked or "cpu")
+    return ranks.own_device(asked or "auto") if isinstance(source, Frames) else engines.find_device(asked or "cpu")
 
 
 def _prepare(lesson: Lesson, out: Path, where: torch.device, here: Ranks) -> tuple[_TrainState, Samples]:
@@ -256,7 +255,8 @@ class _Log:
             self.metrics.write({**row, "seconds": round(time.monotonic() - self.began, 2)})
             self.board.write(row)
         if state.step in self.kept:
-            _write_policy(state.averaged.module, self.lesson, self.out / "snapshots" / f"{state.step:06}")
+            network = state.averaged.module
+            save_policy(network, self.lesson.describe(network), self.out / "snapshots" / f"{state.step:06}")
         if state.step % config.checkpoint_every == 0:
             state.save(self.out / "state.pt")
 
@@ -300,14 +300,3 @@ def _valid_loss(state: _TrainState, samples: Samples, rows: Tensor, config: Trai
 def _windows(samples: Samples, config: TrainConfig) -> int:
     """Windows a batch."""
     return max(1, config.batch // samples.window.shape[1])
-
-
-def _write_policy(network: Any, lesson: Lesson, out: Path) -> None:
-    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    for name, value in weights.items():  # the loss of a step says nothing of what the step itself has done
-        if not value.isfinite().all():
-            raise S2RobotError(f"The weights {name} became NaN or infinite. Lower --train.lr")
-    out.mkdir(parents=True, exist_ok=True)
-    with files.atomic(out / "policy.safetensors") as temporary:
-        save_file(weights, str(temporary))
-    files.write_json(out / "policy.json", {**lesson.describe(network), SUM: seals.digest(out / "policy.safetensors")})

@@ -192,7 +192,7 @@ def _short(value: Any) -> str:
 def _encoders() -> Any:
     from s2robot.backbones import list_encoders
 
-    return [dict(row) if isinstance(row, dict) else dataclasses.asdict(row) for row in list_encoders()]
+    return [dataclasses.asdict(row) for row in list_encoders()]
 
 
 def _tasks() -> Any:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from s2robot import files, registry, training
+from s2robot import files, registry
 from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.encoder import EncoderConfig, load_encoder
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError, UnknownName
@@ -20,7 +20,7 @@ from s2robot.policies.bc_mlp import BCConfig
 from s2robot.policies.bc_rnn import RNNConfig
 from s2robot.samples import Source
 from s2robot.store import FeatureStore, encode_dataset
-from s2robot.trained import load_policy
+from s2robot.trained import load_policy, save_policy
 from s2robot.training import TrainConfig, train
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION, Policy
 
@@ -324,7 +324,7 @@ def test_weights_that_the_last_step_made_infinite_are_not_kept(simple: Path, tmp
     with torch.no_grad():
         next(network.parameters()).view(-1)[0] = float("inf")
     with pytest.raises(S2RobotError, match="NaN or infinite"):
-        training._write_policy(network, None, tmp_path / "policy")  # type: ignore[arg-type]
+        save_policy(network, {}, tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
 
 

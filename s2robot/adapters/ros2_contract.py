@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from s2robot import files
-from s2robot.errors import InvalidInput
 from s2robot.interface import names_of
+from s2robot.runs import find_policy
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ def contract_of(run: str | Path) -> Contract:
     Raises:
         InvalidInput: there is none.
     """
-    folder = Path(run)
-    folder = folder / "policy" if (folder / "policy" / "policy.json").exists() else folder
-    if not (folder / "policy.json").exists():
-        raise InvalidInput(f"No policy in {run}: it has no policy.json. Train one: s2robot train --help")
-    said = files.read_json(folder / "policy.json")
+    said = files.read_json(find_policy(run) / "policy.json")
     shapes, names = said["shapes"], names_of(said)
     return Contract(
         cameras=tuple(said.get("cameras") or (f"camera_{k}" for k in range(shapes["views"]))),

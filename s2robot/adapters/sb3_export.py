@@ -57,11 +57,10 @@ def _parts(policy: Any) -> tuple[Any, nn.Sequential, nn.Linear]:
 
 
 def _config(model: Any, sight: Sight, config: RLConfig, trunk: Any) -> dict[str, Any]:
-    algorithm, learn = registry.algorithm(config.algorithm), config.learn
-    activation = getattr(algorithm, "ACTIVATION", getattr(learn, "activation", "relu"))
+    learn = config.learn
     words: dict[str, Any] = {
         "chunk": config.world.execute, "execute": config.world.execute, "widths": tuple(learn.widths),
-        "activation": activation, "squash": algorithm.SQUASH, "trunk": learn.trunk if trunk is not None else 0,
+        "activation": learn.activation, "squash": learn.squash, "trunk": learn.trunk if trunk is not None else 0,
         "queries": sight.config.queries, "key_width": sight.config.width, "readout": sight.config.readout,
         "tokens": "map" if sight.config.see == "features" else "mean",
     }  # fmt: skip

@@ -37,7 +37,6 @@ LOOK, PROPOSAL = "look", "proposal"  # what a prior makes of what is seen: see `
 HALF = (FEATURES, LOOK)  # kept in float16
 NORMALISED = (PROPRIOCEPTION, PRIVILEGED)
 FLOOR = 1e-6  # added to a field's variance: one that hardly moves is not blown up
-KEYS = {"features": FEATURES, "pixels": FRAMES}
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -14,7 +14,7 @@ from s2robot import __version__, files, registry
 from s2robot.errors import InvalidInput
 from s2robot.frames import small_size
 from s2robot.interface import names_of
-from s2robot.runs import seed_folders
+from s2robot.runs import find_policy, seed_folders
 from s2robot.trained import SUM
 
 Size = tuple[int, int]
@@ -62,9 +62,7 @@ def load(folder: str | Path, *, engine: str, precision: str | None, execute: int
     policy: Any = registry.load_policy(folder, engine=engine, precision=precision)
     if execute:
         policy.execute = execute
-    inner = folder / "policy"
-    description = files.read_json((inner if (inner / "policy.json").exists() else folder) / "policy.json")
-    return policy, describe(policy, description)
+    return policy, describe(policy, files.read_json(find_policy(folder) / "policy.json"))
 
 
 def describe(policy: Any, description: dict[str, Any]) -> Interface:
