@@ -70,12 +70,13 @@ class MaskedAutoencoder(nn.Module):
         """
         order = noise.argsort(dim=1)  # (B, N)
         kept = order[:, : self.visible]
-        latent = self.into_decoder(self.encode(images, kept))[:, 1:]  # (B, visible, width)
+        encoded = self.into_decoder(self.encode(images, kept))
+        cls, latent = encoded[:, :1], encoded[:, 1:]  # (B, 1, width), (B, visible, width)
         batch, _, width = latent.shape
         hidden = self.mask_token.to(latent.dtype).expand(batch, order.shape[1] - self.visible, width)
         restore = order.argsort(dim=1)[..., None].expand(-1, -1, width)
         tokens = torch.cat([latent, hidden], dim=1).gather(1, restore)  # (B, N, width), back in place
-        painted = self.paint(tokens)
+        painted = self.paint(cls, tokens)
         mask = torch.ones_like(noise).scatter(1, kept, 0.0)
         error = (painted - self.wanted(self.patches(images))).square().mean(dim=-1)  # (B, N)
         return (error * mask).sum() / mask.sum(), painted, mask
@@ -89,9 +90,13 @@ class MaskedAutoencoder(nn.Module):
         encoded: Tensor = encoder.norm(encoder.blocks(torch.cat([cls, tokens], dim=1)))
         return encoded
 
-    def paint(self, tokens: Tensor) -> Tensor:
-        """Decode a token a cell, (B, N, decoder_width), to its pixels, fp32 (B, N, pixels)."""
-        painted: Tensor = self.to_pixels(self.decoder_norm(self.decoder(tokens + self.decoder_positions)))
+    def paint(self, cls: Tensor, tokens: Tensor) -> Tensor:
+        """Decode a token a cell, (B, N, decoder_width), to its pixels, fp32 (B, N, pixels).
+
+        The class token (B, 1, decoder_width) is there to be read, as in the paper: from nothing else does CLS learn.
+        """
+        decoded = self.decoder(torch.cat([cls, tokens + self.decoder_positions], dim=1))
+        painted: Tensor = self.to_pixels(self.decoder_norm(decoded[:, 1:]))
         return painted.float()
 
     def wanted(self, patches: Tensor) -> Tensor:

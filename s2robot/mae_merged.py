@@ -58,10 +58,11 @@ class MergedAutoencoder(MaskedAutoencoder):
             loss (), painted cells (B, N, pixels) with the scales one after another, mask (B, N) with 1 where hidden.
         """
         kept = self.keep(noise)
-        latent = self.into_decoder(self.merged(images, kept))  # (B, visible, width)
+        encoded = self.into_decoder(self.merged(images, kept))
+        cls, latent = encoded[:, :1], encoded[:, 1:]  # (B, 1, width), (B, visible, width)
         places = kept[..., None].expand_as(latent)
         cells = self.mask_token.to(latent.dtype).expand(len(latent), noise.shape[1], -1)
-        painted = self.paint(cells.scatter(1, places, latent))
+        painted = self.paint(cls, cells.scatter(1, places, latent))
         mask = torch.ones_like(noise).scatter(1, kept, 0.0)
         return self.losses(painted, images, mask).mean(), painted, mask
 
@@ -86,14 +87,20 @@ class MergedAutoencoder(MaskedAutoencoder):
         return self._into_blocks(numbers).gather(-1, order).flatten(1)
 
     def merged(self, images: Tensor, kept: Tensor) -> Tensor:
-        """Features of the visible cells (B, visible) of frames (B, 3, F, F): (B, visible, D*S)."""
+        """Features of frames (B, 3, F, F): CLS, of a larger scale its tiles' mean, and the visible cells (B, visible).
+
+        (B, 1 + visible, D*S)
+        """
         views, patches = [], []
         for scale in self.scales:
             views.append(self._tiles(images, scale))
             patches.append(self._patches_of(kept, scale))
-        tokens = self.encode(torch.cat(views), torch.cat(patches))[:, 1:]  # (B * all tiles, visible, D)
-        parts = tokens.split([len(view) for view in views])
-        return torch.cat([self._onto_cells(part, scale) for scale, part in zip(self.scales, parts, strict=True)], -1)
+        tokens = self.encode(torch.cat(views), torch.cat(patches))  # (B * all tiles, 1 + visible, D)
+        features = []
+        for scale, part in zip(self.scales, tokens.split([len(view) for view in views]), strict=True):
+            cls = part[:, :1].unflatten(0, (-1, scale**2)).mean(dim=1)  # (B, 1, D)
+            features.append(torch.cat([cls, self._onto_cells(part[:, 1:], scale)], dim=1))
+        return torch.cat(features, dim=-1)
 
     def cells(self, images: Tensor, scale: int) -> Tensor:
         """What a scale shows of every cell: frames (B, 3, F, F) -> (B, N, s*s, patch*patch*3)."""

@@ -5,8 +5,9 @@ Of a transformer block of width D over T tokens, forward (queries, keys and valu
 
     block(T, D) = 12 T D^2 + 2 T^2 D
 
-The encoder sees the visible patches and a CLS token, the decoder every cell. Every product has two of the same cost in
-the backward pass, by its weights and by what came in; the patch embedding has one, since nothing learns the pixels.
+The encoder sees the visible patches and a CLS token, the decoder every cell and that token. Every product has two of
+the same cost in the backward pass, by its weights and by what came in; the patch embedding has one, since nothing
+learns the pixels.
 Counted as in `s2robot.flops`: not norms, activations, softmax, the loss, or the optimiser.
 """
 
@@ -28,8 +29,8 @@ def multiply_adds(config: PretrainConfig) -> int:
         visible = blocks * round(cells // blocks * (1 - config.mask_ratio))
     embedding = sum(areas) * cells * patch_pixels * config.width
     encoder = sum(areas) * config.depth * _block(visible + 1, config.width)
-    entering = (visible if merged else visible + 1) * len(areas) * config.width * config.decoder_width
-    decoder = config.decoder_depth * _block(cells, config.decoder_width)
+    entering = (visible + 1) * len(areas) * config.width * config.decoder_width
+    decoder = config.decoder_depth * _block(cells + 1, config.decoder_width)
     leaving = cells * config.decoder_width * patch_pixels * sum(areas)
     return 2 * embedding + 3 * (encoder + entering + decoder + leaving)
 

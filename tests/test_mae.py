@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -107,7 +109,8 @@ def test_with_nothing_hidden_merged_features_are_those_in_use(merged: MergedAuto
     images = torch.randn(2, 3, merged.size, merged.size)
     kept = merged.keep(some_noise(2, merged.grid**2))
     features = torch.zeros(2, merged.grid**2, merged.encoder.embed_dim * len(merged.scales))
-    features.scatter_(1, kept[..., None].expand_as(features), merged.merged(images, kept))
+    found = merged.merged(images, kept)
+    features.scatter_(1, kept[..., None].expand_as(features), found[:, 1:])
     for place, scale in enumerate(merged.scales):
         at_scale = adaptive_avg_pool2d(images, scale * base)
         plain = multiscale_forward(
@@ -119,6 +122,7 @@ def test_with_nothing_hidden_merged_features_are_those_in_use(merged: MergedAuto
         expected = adaptive_avg_pool2d(grid, merged.grid).flatten(2).transpose(1, 2)
         width = merged.encoder.embed_dim
         torch.testing.assert_close(features[..., place * width : (place + 1) * width], expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found[:, 0, place * width : (place + 1) * width], plain[:, 0], rtol=0, atol=1e-4)
 
 
 def test_a_cell_is_the_same_place_at_every_scale(merged: MergedAutoencoder) -> None:
@@ -150,6 +154,18 @@ def test_every_part_of_a_merged_model_learns(merged: MergedAutoencoder) -> None:
     loss.backward()
     silent = [name for name, p in merged.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert silent == []
+
+
+@pytest.mark.parametrize("objective", ["views", "merged"])
+def test_cls_is_learned_as_tokens_of_patches_are(objective: str) -> None:
+    """The decoder paints from it too: for a policy that reads CLS it must have learned something."""
+    config = dataclasses.replace(SHAPES[1, 2], objective=objective)
+    model, seen = build_model(config), []
+    model.encoder.norm.register_forward_hook(lambda *given: given[-1].retain_grad() or seen.append(given[-1]))
+    loss, _, _ = model(torch.randn(2, 3, model.size, model.size), some_noise(2, model.grid**2))
+    loss.backward()
+    pull = seen[0].grad.norm(dim=-1).mean(dim=0)  # (1 + visible,)
+    assert pull[0] > 0.1 * pull[1:].mean()
 
 
 def test_both_models_name_the_encoder_alike() -> None:
