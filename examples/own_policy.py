@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.cli import main
-from s2robot.policies.neck import Neck, NeckConfig, Shapes, masked_mean
+from s2robot.compression import Shapes
+from s2robot.policies.neck import Neck, NeckConfig, masked_mean
 
 
 @dataclass(frozen=True)

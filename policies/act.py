@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2robot.compression import Shapes
 from s2robot.errors import InvalidInput
-from s2robot.policies.neck import Neck, NeckConfig, Shapes, masked_mean, mlp
+from s2robot.policies.neck import Neck, NeckConfig, masked_mean, mlp
 
 
 @dataclass(frozen=True)

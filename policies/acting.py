@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from s2robot.compression import Shapes, chosen_tokens
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import InvalidInput
 from s2robot.frames import shrink
-from s2robot.policies.neck import Neck, Shapes, chosen_tokens
+from s2robot.policies.neck import Neck
 from s2robot.policies.pixels import PixelNetwork
 from s2robot.types import (
     FRAMES,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s2robot.policies.neck import Neck, NeckConfig, Shapes, masked_mean, mlp
+from s2robot.compression import Shapes
+from s2robot.policies.neck import Neck, NeckConfig, masked_mean, mlp
 
 
 @dataclass(frozen=True)

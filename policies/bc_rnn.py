@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2robot.policies.neck import Neck, NeckConfig, Shapes
+from s2robot.compression import Shapes
+from s2robot.policies.neck import Neck, NeckConfig
 
 
 @dataclass(frozen=True)

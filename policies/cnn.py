@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from s2robot.compression import Shapes, chosen_tokens
 from s2robot.errors import InvalidInput
 from s2robot.frames import Rows, small_size
-from s2robot.policies.neck import Shapes, chosen_tokens
 from s2robot.policies.pixels import PixelConfig, PixelNetwork
 
 if TYPE_CHECKING:

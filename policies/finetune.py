@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from s2robot.catalogue import OWN
+from s2robot.compression import Shapes, chosen_tokens
 from s2robot.encoder import Encoder, EncoderConfig, run_tiles
 from s2robot.frames import Rows, small_size
 from s2robot.interface import encoder_said
-from s2robot.policies.neck import Shapes, chosen_tokens
 from s2robot.policies.pixels import PixelConfig, PixelNetwork
 
 if TYPE_CHECKING:

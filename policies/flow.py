@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2robot.policies.neck import Neck, NeckConfig, Shapes, masked_mean
+from s2robot.compression import Shapes
+from s2robot.policies.neck import Neck, NeckConfig, masked_mean
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ class FlowNetwork(Neck):
         """A chunk drawn, (B, A, M)."""
         seen = self.begin(looks)
         shape = (len(seen), self.config.chunk, self.shapes.actions)
-        x = torch.randn(shape, generator=noise).to(seen.device)
+        x = torch.randn(shape, dtype=seen.dtype, generator=noise).to(seen.device)
         for step in range(self.config.steps):
-            t = torch.full((len(seen), 1), step / self.config.steps, device=seen.device)
+            t = torch.full((len(seen), 1), step / self.config.steps, dtype=seen.dtype, device=seen.device)
             x = x + self.velocity(seen, x, t) / self.config.steps
         return x
 

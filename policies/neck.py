@@ -7,20 +7,21 @@ make of the last T looks.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from s2robot.compression import Compression, Shapes, chosen_tokens
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.interface import encoder_said
 from s2robot.policies.readout import READOUTS, Readout
+from s2robot.samples import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 TOKENS = ("map", "mean", "cls")
 SHARES = ("proprioception_dropout", "token_dropout", "dropout")  # hyper-parameters of any kind of policy that has them
 COUNTS = ("components", "queries", "key_width", "value_width", "hidden", "modes", "width", "heads", "times", "steps")
-FIT_ROWS, FIT_BYTES = 400, 1 << 29  # what a compression is fitted to
 
 
 @dataclass(frozen=True)
@@ -66,66 +66,6 @@ class NeckConfig:
         for name in COUNTS:
             if getattr(self, name, 1) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a whole number from 1 on")
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What the network must know of its inputs and outputs."""
-
-    views: int
-    scales: int
-    width: int  # backbone width D
-    grid: tuple[int, int]
-    proprioception: int  # Q
-    actions: int  # M
-    goal: int = 0  # G
-
-
-class Compression(nn.Module):
-    """A fixed linear map of every token, per view and scale: (B, V, S*D, h, w) -> (B, V, S*components, h, w).
-
-    Until it is fitted it keeps the first `components` channels as they are.
-    """
-
-    mean: Tensor  # (V, S, D)
-    basis: Tensor  # (V, S, D, components)
-
-    def __init__(self, shapes: Shapes, components: int) -> None:
-        super().__init__()
-        self.components = min(components, shapes.width)
-        self.register_buffer("mean", torch.zeros(shapes.views, shapes.scales, shapes.width))
-        first = torch.eye(shapes.width, self.components).repeat(shapes.views, shapes.scales, 1, 1)
-        self.register_buffer("basis", first)
-
-    def fit(self, maps: Tensor) -> None:
-        """Principal components of these maps' tokens (F, V, S*D, h, w), scaled to unit overall variance."""
-        views, scales, width, _ = self.basis.shape
-        tokens = maps.float().reshape(len(maps), views, scales, width, -1)
-        for view in range(views):
-            for scale in range(scales):
-                rows = tokens[:, view, scale].transpose(1, 2).reshape(-1, width)  # (F*N, D)
-                mean = rows.mean(dim=0)
-                values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
-                kept = vectors[:, -self.components :].flip(1)
-                kept = kept * _signs(kept)
-                self.mean[view, scale] = mean
-                self.basis[view, scale] = kept / values[-self.components :].mean().clamp_min(1e-8).sqrt()
-
-    def forward(self, maps: Tensor) -> Tensor:
-        views, scales, width, _ = self.basis.shape
-        split = maps.float().reshape(len(maps), views, scales, width, *maps.shape[3:])  # (B, V, S, D, h, w)
-        centred = split - self.mean[..., None, None]
-        return torch.einsum("bvsdhw,vsdc->bvschw", centred, self.basis).flatten(2, 3)
-
-
-class Batch(NamedTuple):
-    """Windows of T observations of one episode, oldest first, and what the expert did after each of them."""
-
-    seen: Tensor  # (B, T, ...) as `Neck.kept` keeps it: compressed maps (V, C, h, w), or frames
-    proprioception: Tensor  # (B, T, Q)
-    goal: Tensor  # (B, T, G)
-    actions: Tensor  # (B, T, A, M)
-    valid: Tensor  # (B, T, A): 0 beyond the end of the episode
 
 
 class Neck(nn.Module, ABC):
@@ -224,13 +164,6 @@ class Neck(nn.Module, ABC):
         return compressed, state
 
 
-def rows_to_fit(shape: Sequence[int], count: int) -> NDArray[np.int64]:
-    """Rows of the first `count` to fit a compression to, evenly spread: enough tokens for a covariance, and no more
-    than half a gigabyte of them. shape: of the maps (F, V, C, h, w), or of none."""
-    most = max(8, FIT_BYTES // (4 * math.prod(shape[1:])))
-    return np.linspace(0, count - 1, min(count, FIT_ROWS, most)).astype(np.int64)
-
-
 def mlp(inputs: int, hidden: int, layers: int, outputs: int, dropout: float) -> nn.Sequential:
     """Linear, LayerNorm, GELU, dropout, so many times; then a linear layer."""
     parts: list[nn.Module] = []
@@ -238,13 +171,6 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int, dropout: float) -> 
         parts += [nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout)]
         inputs = hidden
     return nn.Sequential(*parts, nn.Linear(inputs, outputs))
-
-
-def chosen_tokens(maps: Tensor, cls: Tensor, which: str) -> Tensor:
-    """Of maps (B, V, D*S, h, w) and cls (B, V, D*S), what `tokens` names, as a map: the last two have one place."""
-    if which == "cls":
-        return cls[..., None, None]
-    return maps.float().mean(dim=(-2, -1), keepdim=True) if which == "mean" else maps
 
 
 def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
@@ -256,9 +182,3 @@ def _stored(store: Any, rows: NDArray[np.int64], which: str) -> Tensor:
     """What the policy reads of these rows, (n, V, D*S, h, w), copied: torch does not take read-only memory."""
     maps, cls = (torch.from_numpy(np.array(array[rows])) for array in (store.map, store.cls))
     return chosen_tokens(maps, cls, which)
-
-
-def _signs(vectors: Tensor) -> Tensor:
-    """Signs that make each column's largest entry positive, so a fit is the same on every machine."""
-    largest = vectors.abs().max(dim=0).indices
-    return vectors[largest, torch.arange(vectors.shape[1])].sign()

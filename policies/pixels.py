@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from s2robot.compression import Shapes
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
 from s2robot.frames import Rows
 from s2robot.policies.bc_mlp import BCConfig, BCNetwork
-from s2robot.policies.neck import Shapes
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from s2robot.compression import Shapes
 from s2robot.errors import UnknownName, UsageError
-from s2robot.policies.neck import Neck, NeckConfig, Shapes
+from s2robot.policies.neck import Neck, NeckConfig
 from s2robot.policies.readout import FlatReadout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "selu": nn.SELU}

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s2robot.compression import Shapes
 from s2robot.policies.bc_mlp import BCConfig, BCNetwork
 from s2robot.policies.ensemble import Ensemble
-from s2robot.policies.neck import Shapes
 from s2robot.policies.rl_actor import ActorConfig, ActorNetwork
 
 EDGE = 0.99  # a proposal at the very edge could not be corrected: no number is far enough before tanh

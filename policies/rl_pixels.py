@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from s2robot.policies.neck import Shapes
+from s2robot.compression import Shapes
 from s2robot.policies.pixels import random_shift
 from s2robot.policies.rl_actor import ActorConfig, ActorNetwork
 

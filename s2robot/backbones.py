@@ -8,7 +8,7 @@ tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from s2robot.catalogue import NAMED, OWN, EncoderRow, ImageContract, NamedEncode
 from s2robot.checkpoints import load_weights, own_encoder, read_checkpoint
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.own_models import OwnTokens
+from s2robot.precision import single_precision
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,9 +41,10 @@ WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 
 class Frozen(nn.Module):
-    """A module that no caller can train: `.train()` and `.requires_grad_()` return it unchanged.
+    """A module that no caller can train: `.train()`, `.requires_grad_()` and `.apply()` return it unchanged.
 
-    They do not raise, because a policy that holds a frozen encoder must be free to call its own `.train()`.
+    They do not raise, because a policy that holds a frozen encoder must be free to call its own `.train()`, and to
+    initialise its own layers.
     """
 
     def freeze(self) -> None:
@@ -54,6 +56,12 @@ class Frozen(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         return self
+
+    def apply(self, fn: Callable[[nn.Module], object]) -> Self:
+        return self
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"  # its hundred layers say little
 
 
 class FrozenViT(Frozen):
@@ -87,7 +95,9 @@ class FrozenViT(Frozen):
         # Neither is a submodule: the weights are one backbone's, and `.to()` and `state_dict()` meet them once.
         object.__setattr__(self, "_origin", origin)
         self._twins: dict[tuple[int, int], FrozenViT] = {}
-        self.generation = 0  # counts how often the weights were moved, cast or loaded anew
+        self._changes = 0  # of the weights, that were noticed
+        self._tensors: list[Tensor] = []  # what features are made of
+        self._known: list[int] = []  # where each of these lay, and how often it had been written to
         self.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]
         self.freeze()
 
@@ -109,6 +119,21 @@ class FrozenViT(Frozen):
     def is_own_code(self) -> bool:
         """Whether it is an `OwnModel`'s."""
         return isinstance(self.model, OwnTokens)
+
+    def extra_repr(self) -> str:
+        return f"{self.identity}, {self.tile[0]}x{self.tile[1]}"
+
+    @property
+    def generation(self) -> int:
+        """Another one when the weights were moved, cast, loaded, or written to by whoever holds them."""
+        tensors = self._tensors or [*self.model.parameters(), *self.model.buffers()]
+        now = [each.data_ptr() for each in tensors]
+        now += [each._version for each in tensors if not each.is_inference()]
+        if now != self._known:
+            _refresh(self, None)
+            self._known = now
+        self._tensors = tensors
+        return self._changes
 
     @property
     def identity(self) -> str:
@@ -137,9 +162,9 @@ class FrozenViT(Frozen):
             origin._twins.setdefault(size, twin)  # the first of two threads wins
         return origin._twins[size]
 
-    def _checked(self, tile: Sequence[int]) -> tuple[int, int]:
+    def _checked(self, tile: Any) -> tuple[int, int]:
         patch = self.contract.patch
-        if len(tile) != 2 or any(int(side) != side or side < 1 for side in tile):
+        if not isinstance(tile, Sequence) or len(tile) != 2 or any(int(side) != side or side < 1 for side in tile):
             raise InvalidInput(f"A tile is {tile}; expected (height, width) in pixels, e.g. {self.tile}")
         height, width = (int(side) for side in tile)
         if height % patch or width % patch:
@@ -178,7 +203,8 @@ class FrozenViT(Frozen):
 
 def _refresh(backbone: FrozenViT, _: Any) -> None:
     """Give the twins the weights their origin has now: it was moved, cast, or loaded anew."""
-    backbone.generation += 1
+    backbone._changes += 1
+    backbone._tensors = []  # buffers that moved are others
     for tile, twin in backbone._twins.items():
         twin.model = backbone._model_at(tile)
 
@@ -207,7 +233,8 @@ def load_backbone(
         encoder = own_encoder(_path(checkpoint)) if name == OWN and checkpoint is not None else find_encoder(name)
     if checkpoint is None and not random_weights and not encoder.downloads:
         checkpoint = _shipped_weights(encoder)
-    with torch.random.fork_rng(devices=[]):  # building draws weights even when a file replaces them
+    # Building draws weights even when a file replaces them, and in the caller's default type.
+    with torch.random.fork_rng(devices=[]), single_precision():
         torch.default_generator.manual_seed(seed)
         model = encoder.build(pretrained=checkpoint is None and not random_weights)
     contract = encoder.contract(model)

@@ -26,8 +26,8 @@ from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import InvalidInput
 from s2robot.multiscale import multiscale_forward
 from s2robot.preprocess import check_frames, resize_frames
+from s2robot.progress import Told, silent
 
-Progress = Callable[[int, int, str], None]
 PEAK_SIZES = (1024, 2048)  # square matrices whose product shows the peak
 
 
@@ -51,7 +51,7 @@ class BenchConfig:
             raise InvalidInput("runs must be 2 or more; warmup, views and batches 1 or more")
 
 
-def bench_encoders(config: BenchConfig, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+def bench_encoders(config: BenchConfig, progress: Told = silent) -> dict[str, Any]:
     """Time every encoder x batch; returns {"machine", "versions", "rows": [...]}, plain numbers throughout."""
     names = config.encoders or (config.encoder.name,)
     engines = config.engines or (config.encoder.engine,)

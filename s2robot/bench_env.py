@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from s2robot import machine, registry, workers
 from s2robot.bench import ratio
 from s2robot.errors import InvalidInput
+from s2robot.progress import Told, silent
 
 if TYPE_CHECKING:
     from s2robot.envs.vector import VectorEnv
 
-Progress = Callable[[int, int, str], None]
 
 DRAWN, BLIND = "robosuite, drawn", "robosuite"
 ARMS = {  # name: (what it is held against, fidelity; drawn or not)
@@ -58,7 +58,7 @@ class EnvBenchConfig:
             raise InvalidInput(f"rounds must be 2 or more, steps 1 to {horizon} (an episode), vector 1 or more")
 
 
-def bench_env(config: EnvBenchConfig, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+def bench_env(config: EnvBenchConfig, progress: Told = silent) -> dict[str, Any]:
     """Time all arms in turn; returns {"machine", "versions", "rows", "vector"}, plain numbers throughout."""
     seconds: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:

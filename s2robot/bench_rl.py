@@ -17,16 +17,13 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from rich.console import Console
-from rich.table import Table
 
-from s2robot import command, registry
+from s2robot import command, registry, seeds
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import UsageError, require
 from s2robot.rl_config import SightConfig, WorldConfig
 from s2robot.types import FRAMES
 
-FIRST_SEED = 3_000_000
 STAGES = ("physics", "render", "see", "update")
 
 
@@ -65,7 +62,7 @@ class Learner:
         from s2robot.rl import first_frames
 
         self.arm, self.seconds = arm, dict.fromkeys(STAGES, 0.0)
-        self.worlds = make_worlds(arm.world, FIRST_SEED, arm.see or "pixels")
+        self.worlds = make_worlds(arm.world, seeds.TRAINING, arm.see or "pixels")
         self.simulation = self.worlds.simulations.env
         settings = sac.SACConfig(batch=batch, starts=0, buffer=2000)
         if arm.see is None:
@@ -121,7 +118,7 @@ def bench_rl(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--steps", type=int, default=40, help="control steps a round (default: 40)")
     parser.add_argument("--batch", type=int, default=128, help="of every update (default: 128)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     options = parser.parse_args(list(argv))
     if min(options.rounds, options.batch) < 1 or options.steps < 4 or options.steps % 4:
         raise UsageError("--rounds and --batch are 1 or more, --steps a multiple of 4: arms decide about 4 at once")
@@ -129,16 +126,9 @@ def bench_rl(argv: Sequence[str]) -> int:
     if options.json:
         command.tell_json(rows)
         return 0
-    console = Console()
-    console.width = console.width if console.is_terminal else 140
-    table = Table(
-        "arm",
-        "steps a CPU second",
-        "x images",
-        *(f"{stage} ms" for stage in STAGES),
-        "rest ms",
-        "replay MB a 100k steps",
-    )
+    console = command.console()
+    heads = ("arm", "steps a CPU second", "x images", *(f"{stage} ms" for stage in (*STAGES, "rest")))
+    table = command.table(*heads, "replay MB a 100k steps")
     for row in rows:
         times = [f"{row['ms'][stage]:.1f}" for stage in (*STAGES, "rest")]
         table.add_row(row["name"], f"{row['rate']:.1f}", f"{row['ratio']:.1f}", *times, f"{row['replay_mb']:.0f}")

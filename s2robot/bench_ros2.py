@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from s2robot.adapters.ros2_messages import messages, read_array
 from s2robot.adapters.ros2_running import newest, offered
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput, S2RobotError, require
+from s2robot.progress import Told, silent
 from s2robot.statistics import quantiles
 
-Progress = Callable[[int, int, str], None]
 TOPIC = "/s2robot_bench/image_raw"
 START = 600.0  # seconds until the first features must have come, on a busy machine too
 DIRECT = 100  # frames encoded without ROS
@@ -86,7 +86,7 @@ class Ros2BenchConfig:
         return int(height), int(width)
 
 
-def bench_ros2(config: Ros2BenchConfig, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+def bench_ros2(config: Ros2BenchConfig, progress: Told = silent) -> dict[str, Any]:
     """Play, listen, sum up; all times in milliseconds, memory in MB.
 
     Raises:
@@ -224,7 +224,7 @@ class _Played:
             self._executor.spin_once(timeout_sec=0.05)
         self.sent, self._heard, self._memory, self._before = 0, [], [], dict(self._values)
 
-    def play(self, seconds: float, hz: float, progress: Progress) -> None:
+    def play(self, seconds: float, hz: float, progress: Told) -> None:
         """The camera, at its rate."""
         self._start = due = time.monotonic()
         end = self._start + seconds

@@ -26,13 +26,14 @@ from s2robot import machine, statistics
 from s2robot.adapters import serve_policy, wire
 from s2robot.adapters.serve import check_packages, usual_batch
 from s2robot.errors import S2RobotError
-from s2robot.soak import Progress, ServeBenchConfig, Step, ask, connect, press
+from s2robot.progress import Told, silent
+from s2robot.soak import ServeBenchConfig, Step, ask, connect, press
 
 EPISODE = 12  # observations: longer than any context, so that it is left behind as well
 EPISODES = 6
 
 
-def bench_serve(config: ServeBenchConfig, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+def bench_serve(config: ServeBenchConfig, progress: Told = silent) -> dict[str, Any]:
     """Serve, press, compare; returns plain numbers, and "passed": nothing wrong, nothing died."""
     check_packages()
     policy, interface = serve_policy.load(config.run, engine=config.engine, precision=config.precision, execute=0)

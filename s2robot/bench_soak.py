@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ import numpy as np
 
 from s2robot import files, machine, registry, statistics
 from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.progress import Told, silent
 
-Progress = Callable[[int, int, str], None]
 PART = 0.1  # of the time, at its beginning and its end, that are held against each other
 SETTLED = 0.2  # of the time, after which memory should not grow
 GROWTH_MB, GROWTH = 30.0, 0.05  # memory may grow by so much, or by this share
@@ -62,7 +61,7 @@ class SoakConfig:
             raise InvalidInput("minutes and hz must be above 0, clients and envs 1 or more")
 
 
-def bench_soak(config: SoakConfig, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+def bench_soak(config: SoakConfig, progress: Told = silent) -> dict[str, Any]:
     """Run all, sum up: {"passed", "rows": one a part, ...} in plain numbers."""
     if not any((Path(config.run) / name).exists() for name in ("policy.json", "policy/policy.json")):
         raise InvalidInput(f"No policy in {config.run}. Train one: s2robot train --help")
@@ -144,7 +143,7 @@ def _node_row(found: dict[str, Any], code: int | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _rollouts(config: SoakConfig, seconds: float, progress: Progress) -> dict[str, Any]:
+def _rollouts(config: SoakConfig, seconds: float, progress: Told) -> dict[str, Any]:
     """Random actions; an episode that ends is followed by another."""
     faults: list[str] = []
     rng, ms, memory, episodes = np.random.default_rng(0), [], [], 0

@@ -19,9 +19,8 @@ from s2robot import machine, registry
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.encoding import BATCH
 from s2robot.errors import InvalidInput
+from s2robot.progress import Told, silent
 from s2robot.types import Features
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class StreamBenchConfig:
             raise InvalidInput(f"episodes is {self.episodes}; ask for at least 1")
 
 
-def bench_stream(config: StreamBenchConfig, progress: Progress = lambda done, total, note: None) -> dict[str, Any]:
+def bench_stream(config: StreamBenchConfig, progress: Told = silent) -> dict[str, Any]:
     """Film, encode, compare; returns {"machine", "versions", "rows": one a camera}."""
     from s2robot.collect import demonstrate
 

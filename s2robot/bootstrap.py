@@ -10,13 +10,14 @@ counts and the same `draws` give the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2robot import statistics
 from s2robot.errors import InvalidInput
+from s2robot.statistics import wilson
 
 Counts = NDArray[np.float64]
 Score = Callable[[Counts], Counts]
@@ -57,6 +58,13 @@ def estimate(counts: Counts, score: Score, confidence: float = 0.95, draws: int 
     low, high = _interval(resample(counts, score, draws), by_seed, confidence)
     spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0
     return Estimate(float(by_seed.mean()), low, high, spread, counts.shape[1], counts.shape[0])
+
+
+def proportion(counts: Counts, score: Score) -> Estimate:
+    """The same where each scene is answered rightly or not: no miss among few is no certainty (`statistics.wilson`)."""
+    found, scenes = estimate(counts, score), counts.shape[1]
+    low, high = wilson(round(found.value * scenes), scenes)
+    return replace(found, low=min(low, found.low), high=max(high, found.high))
 
 
 def paired_difference(a: Counts, b: Counts, score: Score, confidence: float = 0.95, draws: int = DRAWS) -> Difference:

@@ -97,7 +97,8 @@ def mark_chart_svg(marks: Sequence[Mark], title: str, x_label: str, y_label: str
 def dot_chart_svg(dots: Sequence[Dot], names: tuple[str, str], title: str, x_label: str, y_label: str) -> str:
     """One mark a thing. `names` says in the legend what a disc and what a cross means."""
     axes = _Axes.around([(dot.x, dot.y) for dot in dots], floor=0.0)
-    parts, legend = axes.svg(x_label, y_label), _legend(names, y_label, crossed=1)
+    counted = all(dot.x == round(dot.x) for dot in dots)
+    parts, legend = axes.svg(x_label, y_label, counted=counted), _legend(names, y_label, crossed=1)
     for dot in dots:
         x, y, tip = axes.x(dot.x), axes.y(dot.y), f"<title>{escape(dot.label)}</title>"
         mark = _cross(x, y, tip) if dot.crossed else _disc(x, y, tip)
@@ -130,7 +131,8 @@ class _Axes:
         value = math.log10(value) if self.log_y else value
         return BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP)
 
-    def svg(self, x_label: str, y_label: str) -> list[str]:
+    def svg(self, x_label: str, y_label: str, *, counted: bool = False) -> list[str]:
+        """Grid, ticks and labels; counted: x is of whole things."""
         y_ticks = _log_ticks(*self.y_range) if self.log_y else _ticks(*self.y_range)
         parts = [_text(0, TOP - 20, y_label), _text((LEFT + RIGHT) / 2, HEIGHT - 8, x_label, "middle")]
         for value in y_ticks:
@@ -138,7 +140,8 @@ class _Axes:
             parts.append(f'<path d="M{LEFT} {y:.1f}H{RIGHT}" stroke="currentColor" stroke-opacity=".15"/>')
             parts.append(_text(LEFT - 8, y + 5, _number(value), "end"))
         parts.append(f'<path d="M{LEFT} {BOTTOM}H{RIGHT}" stroke="currentColor" stroke-opacity=".5"/>')
-        parts += [_text(self.x(value), BOTTOM + 22, _number(value), "middle") for value in _ticks(*self.x_range)]
+        x_ticks = _ticks(*self.x_range, least=float(counted))
+        parts += [_text(self.x(value), BOTTOM + 22, _number(value), "middle") for value in x_ticks]
         return parts
 
 
@@ -247,9 +250,9 @@ def _widen(low: float, high: float, margin: float) -> tuple[float, float]:
     return (low - room if low else low), high + room
 
 
-def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within a range."""
-    rough = (high - low) / about
+def _ticks(low: float, high: float, about: int = 5, least: float = 0.0) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart, and no nearer than `least`) within a range."""
+    rough = max((high - low) / about, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

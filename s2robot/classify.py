@@ -179,7 +179,7 @@ def _row(
         "sizes": list(subject.sizes[: len(parts)]),
         "channels": {head: sum(part.by_head[head].shape[1] for part in parts) for head in HEADS},
         "scores": {
-            head: dataclasses.asdict(bootstrap.estimate(exam.counts(each), ratio)) for head, each in answers.items()
+            head: dataclasses.asdict(bootstrap.proportion(exam.counts(each), ratio)) for head, each in answers.items()
         },
         "mistaken": exam.mistaken(answers[HEADS[0]]),
     }  # fmt: skip

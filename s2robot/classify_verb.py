@@ -28,11 +28,11 @@ def do_classify(argv: Sequence[str]) -> int:
         ", ".join(f"--{name}" for name in configuration.keys(ClassifyConfig)),
     )
     parser.add_argument("--out", default="runs/classify", help="results and features (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     command.shorthands(parser, **{key: key for key in ("source", "encoders", "scales", "sizes", "test", "seeds")})
     options, rest = command.parse(parser, argv)
     config = configuration.load(ClassifyConfig, None, command.overrides(options, rest))
-    console, out = Console(stderr=options.json), Path(options.out)
+    console, out = command.console(json=options.json), Path(options.out)
     with Bars(console) as told:
         result = classify(config, out, told, shlex.join(["s2robot", "probe", "classify", *argv]))
     if options.json:
@@ -43,7 +43,6 @@ def do_classify(argv: Sequence[str]) -> int:
 
 
 def _tell(result: dict[str, Any], console: Console, out: Path) -> None:
-    console.width = console.width if console.is_terminal else 170  # a file or a pipe has no right edge
     console.print(_table(result))
     for line in across(HEADS[0], result):
         console.print(line, highlight=False, soft_wrap=True)
@@ -61,11 +60,9 @@ def _tell(result: dict[str, Any], console: Console, out: Path) -> None:
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left", title_style="bold")
-    table.title = f"\n{len(result['classes'])} classes, accuracy (higher is better)"
+    title = f"\n{len(result['classes'])} classes, accuracy (higher is better)"
+    table = command.table("encoder", "read-out", words=2, title=title)
     first = called(result["config"]["encoders"][0], result)
-    for head in ("encoder", "read-out"):
-        table.add_column(head)
     for head in HEADS:
         table.add_column(f"linear on the {TITLES[head]}", justify="right", min_width=21)
     table.add_column("sd", justify="right")

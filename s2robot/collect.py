@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -24,12 +23,11 @@ from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.launchers import LOCAL, Launcher
 from s2robot.parts import pack_episode
+from s2robot.progress import Told, silent
+from s2robot.seeds import APART, DEMONSTRATIONS
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
-
-Progress = Callable[[int, int, str], None]
-SEEDS_PER_RUN = 1_000_000  # run seed s demonstrates on seeds (1 + s) million and up; below one million is evaluation's
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class CollectConfig:
 def collect(
     config: CollectConfig,
     path: Path,
-    progress: Progress = lambda done, total, note: None,
+    progress: Told = silent,
     launcher: Launcher = LOCAL,
 ) -> DemoDataset:
     """Collect into `path` (HDF5), or go on where a killed collection stopped.
@@ -112,10 +110,10 @@ def whole(path: str | Path, config: CollectConfig) -> DemoDataset:
     return dataset
 
 
-def _collect(config: CollectConfig, path: Path, folder: Path, progress: Progress, launcher: Launcher) -> DemoDataset:
+def _collect(config: CollectConfig, path: Path, folder: Path, progress: Told, launcher: Launcher) -> DemoDataset:
     task = registry.get_task(config.task, config.robot)
     task.demonstrator()  # a task without one is said here, not by a worker
-    first = (1 + config.seed) * SEEDS_PER_RUN
+    first = DEMONSTRATIONS + config.seed * APART
     settings = {name: value for name, value in vars(config).items() if name not in ("workers", "demos")}
     settings = {name: value for name, value in settings.items() if value is not None}  # as collections begun before had
     parts = EpisodeParts(folder, settings)

@@ -6,15 +6,25 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
 
 from s2robot import config as configuration
 from s2robot import files, registry
 from s2robot.errors import UsageError
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are ours: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help")
+
+
 def parser(verb: str, purpose: str, example: str, key: str = "--collect.noise 0.2") -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"s2robot {verb}",
         description=purpose,
         epilog=f"example: {example}" + (f"\nAny key of the configuration is an option: {key}" if key else ""),
@@ -30,9 +40,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     """
     values, free = _values(parser, argv)
     needed = sum(action.nargs not in ("?", "*") for action in parser._get_positional_actions())
-    # A bare `--flag DATASET` stands for true where the verb would be left without its word, which is seldom a number.
-    likely = sorted(values, key=lambda k: (_is_number(argv[k + 1]), -k))
-    values = sorted(likely[max(0, needed - free) :])
+    # A bare `--flag DATASET` stands for true where the verb would be left without its word, which is no number.
+    likely = [k for k in reversed(values) if not _is_number(argv[k + 1])][: max(0, needed - free)]
+    values = [k for k in values if k not in likely]
     joined = {k: f"{argv[k]}={argv[k + 1]}" for k in values}
     return parser.parse_known_args([joined.get(k, word) for k, word in enumerate(argv) if k - 1 not in joined])
 
@@ -131,16 +141,41 @@ def refuse_unread(words: Sequence[str], others: dict[str, str]) -> None:
             raise UsageError(f"{option} is not read here. {others[section]}")
 
 
+def json_option(parser: argparse.ArgumentParser, said: str = "for programs") -> None:
+    parser.add_argument("--json", action="store_true", help=said)
+
+
+def console(*, json: bool = False) -> Console:
+    """Where to tell of results; with `--json` standard output is for the program that reads it."""
+    made = Console(stderr=json)
+    if not made.is_terminal:
+        made.width = 1000  # a file or a pipe has no right edge: a line a row, for `grep`
+    return made
+
+
+def table(*heads: str, words: int = 1, title: str = "") -> Table:
+    """A table without lines, whose first columns are words and the others numbers."""
+    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    made.title_style = made.header_style = "bold"
+    for k, head in enumerate(heads):
+        made.add_column(head, justify="left" if k < words else "right")
+    return made
+
+
 def tell_json(result: Any) -> None:
     """To standard output, for programs."""
     sys.stdout.write(json.dumps(files.plain(result), indent=2) + "\n")
 
 
 def overrides(options: argparse.Namespace, rest: Sequence[str]) -> Any:
-    short = [
-        word
-        for key, value in vars(options).items()
-        if key.startswith("=") and value is not None
-        for word in (f"--{key[1:]}", value)
-    ]
-    return [*short, *rest]
+    """The options of a config, with those that stand for one written out.
+
+    Raises:
+        UsageError: one is there both ways.
+    """
+    said = {key[1:]: value for key, value in vars(options).items() if key.startswith("=") and value is not None}
+    long = {word.partition("=")[0][2:].replace("-", "_") for word in rest if word.startswith("--")}
+    if twice := said.keys() & long:
+        key = min(twice)
+        raise UsageError(f"--{key} and --{key.rpartition('.')[2]}, which is short for it: give one of them")
+    return [*(word for key, value in said.items() for word in (f"--{key}", value)), *rest]

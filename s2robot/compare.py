@@ -163,6 +163,8 @@ def _same_task(runs: Sequence[str]) -> None:
 
 def _read(run: Path, log: str) -> dict[int, bool]:
     """Success by seed."""
+    if not run.is_dir():
+        raise InvalidInput(f"No folder {run}; expected a run that was evaluated: s2robot eval RUN")
     names = (log,) if log else LOGS
     for name in names:  # the first there is: they may be of different physics
         results = read_results(run / name)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from s2robot import command
 from s2robot.compare import LOGS, POINTS, compare
 
 
 def do_compare(argv: Sequence[str]) -> int:
     """The verb."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="s2robot compare",
         description="Policies on the same seeds: success, the difference with its interval, resolved or not.",
         epilog="example: s2robot compare s2=runs/a0,runs/a1,runs/a2 base=runs/b0,runs/b1,runs/b2",
@@ -23,16 +21,15 @@ def do_compare(argv: Sequence[str]) -> int:
     )
     parser.add_argument("arms", nargs="+", help="RUN, or NAME=RUN,RUN,... with one run a training seed")
     parser.add_argument("--log", default="", help=f"the log of each run to read (default: {' and '.join(LOGS)})")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     options = parser.parse_args(list(argv))
     result = compare(options.arms, options.log)
     if options.json:
-        print(json.dumps(result))
+        command.tell_json(result)
         return 0
-    console = Console()
-    console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
+    console = command.console()
     console.print(_table(result))
-    left = f"; {result['left_out']} seeds that not all met, or of another use, are left out" * bool(result["left_out"])
+    left = f"; left out, not met by all or of another use: {result['left_out']}" * bool(result["left_out"])
     console.print(
         f"{result['n']} episodes a run, seeds {result['seeds'][0]} to {result['seeds'][1]}{left}.", highlight=False
     )
@@ -54,9 +51,7 @@ def do_compare(argv: Sequence[str]) -> int:
 
 
 def _table(result: dict[str, Any]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for head in ("arm", "successes", "rate and 95 % interval", "by run", "against the first", ""):
-        table.add_column(head)
+    table = command.table("arm", "successes", "rate and 95 % interval", "by run", "against the first", "", words=6)
     for arm, each in zip(result["arms"], [None, *result["against_first"]], strict=True):
         row = [arm["name"], f"{arm['successes']} of {arm['episodes']}"]
         row.append(f"{100 * arm['rate']:.1f} % ({100 * arm['low']:.1f} to {100 * arm['high']:.1f})")

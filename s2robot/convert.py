@@ -105,7 +105,10 @@ def _write_all(source: Demonstrations, seeds: dict[int, int], parts: EpisodePart
             try:
                 parts.write(_load(source, k, seed))
             except (CorruptFile, InvalidInput) as error:
-                damaged[source.name(k)] = str(error)
+                if isinstance(error, CorruptFile) and isinstance(source, DemoDataset):
+                    damaged[source.name(k)] = error.why  # its remedy is to convert it
+                else:
+                    damaged[source.name(k)] = str(error)
     report(len(seeds), len(seeds))
     return damaged
 

@@ -40,7 +40,7 @@ def do_view(argv: Sequence[str]) -> int:
     parser.add_argument("--cell", type=int, default=dataset_view.CELL, help="height of a frame there [pixels]")
     parser.add_argument("--video", action="store_true", help="also an mp4 an episode (a GIF without an encoder)")
     parser.add_argument("--out", default=None, help="folder for the pictures (default: DATASET-view, beside it)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     options = parser.parse_args(list(argv))
     if options.moments < 1 or not LEAST_CELL <= options.cell <= MOST_CELL:
         raise InvalidInput(
@@ -182,8 +182,8 @@ def _tell(summary: dict[str, Any], console: Console) -> None:
         "dataset": summary["path"],
         "task": summary["task"] or "not said",
         "episodes": f"{summary['episodes']}, of which {summary['successes']} succeeded",
-        "steps": f"{summary['steps']} at {summary['control_hz']} Hz; an episode has {shortest} to {longest},"
-        f" half of them at most {median:g}",
+        "steps": f"{summary['steps']} at {summary['control_hz']} Hz; an episode has "
+        + (f"{shortest} to {longest}, half of them at most {median:g}" if shortest < longest else str(shortest)),
         "cameras": views,
         "actions": ", ".join(ranges),
         "versions": "; ".join(summary["versions"]),

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot import locks, remote, seals
-from s2robot.episodes import FIELDS, Episode, number_problem, split_episodes
+from s2robot.episodes import FIELDS, Episode, hold_alike, number_problem, split_episodes
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.files import atomic, reserve, sweep
 from s2robot.merging import LISTED, copy_episodes, header_digest, read_list, write_lists
@@ -114,6 +114,7 @@ def write_dataset(
                 f" file, or give it up: rm -r {parts.folder}"
             )
         seeds: dict[int, None] = {}  # in the order given
+        shapes: dict[str, tuple[int, ...]] = {}
         try:
             for episode in episodes:
                 if not isinstance(episode, Episode):
@@ -124,6 +125,7 @@ def write_dataset(
                     raise InvalidInput(
                         f"Two episodes have the seed {episode.seed}; expected one each, by which they go"
                     )
+                hold_alike(episode, camera_names, shapes)
                 parts.write(episode)
                 seeds[episode.seed] = None
             if not seeds:
@@ -156,7 +158,8 @@ class DemoDataset:
                 f"{path} is a folder, not a file of demonstrations. Those in it: s2robot list datasets {path}"
             )
         if not self.path.is_file():
-            raise InvalidInput(f"No demonstrations at {path}. Make some: s2robot collect Lift --out {path}")
+            out = path if self.path.suffix else "runs/demos.hdf5"
+            raise InvalidInput(f"No demonstrations at {path}. Make some: s2robot collect Lift --out {out}")
         seals.check_sum(self.path, "Restore it from a copy")
         self._handle: tuple[int, h5py.File] | None = None
         with self._reading("the file"):
@@ -212,6 +215,15 @@ class DemoDataset:
                 self.path,
                 f"it has no camera images; its observations are {', '.join(sorted(obs)) or 'none'}",
                 f"Draw them from its states: s2robot render {self.path} --out NEW.hdf5",
+            )
+        sizes = {
+            camera: tuple(obs[f"{camera}_image"].shape[1:3]) for camera in self.cameras if f"{camera}_image" in obs
+        }
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{camera} {'x'.join(map(str, size))}" for camera, size in sizes.items())
+            raise InvalidInput(
+                f"The cameras of {self.path} differ in size ({told}); expected one. Draw them again from its states:"
+                f" s2robot render {shlex.quote(str(self.path))} --frame_size {min(min(sizes.values()))} --out NEW.hdf5"
             )
         return (len(self.cameras), *obs[f"{self.cameras[0]}_image"].shape[1:])
 

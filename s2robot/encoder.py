@@ -80,6 +80,10 @@ class EncoderConfig:
         object.__setattr__(self, "sizes", ascending("sizes", self.sizes, int))
         if not self.scales and not self.sizes:
             raise InvalidInput("Neither scales nor sizes was given. Try scales=(1, 2)")
+        if self.sizes and self.scales not in ((), (1, 2)):  # the default is nobody's wish
+            raise InvalidInput(f"Both scales {self.scales} and sizes {self.sizes} were given: leave one out")
+        if self.random_weights not in (True, False):
+            raise InvalidInput(f"random_weights is {self.random_weights!r}; expected True or False")
         object.__setattr__(self, "grid", str(self.grid))
         count = len(self.sizes or self.scales)
         if self.grid not in GRIDS and self.grid not in map(str, range(-count, count)):
@@ -132,7 +136,6 @@ def load_encoder(  # noqa: PLR0913 - the front door: every field of EncoderConfi
     seed: int = 0,
     engine: str = "auto",
     precision: str = "fp32",
-    compile: bool = False,  # noqa: A002 - torch's own word
     device: str | torch.device | None = None,
 ) -> Encoder:
     """Load a frozen encoder, ready to be called on frames.
@@ -149,21 +152,17 @@ def load_encoder(  # noqa: PLR0913 - the front door: every field of EncoderConfi
         random_weights: an untrained network drawn from `seed`, as an honest baseline.
         engine: "auto" (the fastest installed for this device), "torch", "onnxruntime", "openvino", "inductor".
         precision: "fp32"; "bf16" or "fp16" (autocast) on CUDA; "int8" on a CPU.
-        compile: the same as engine="inductor": torch.compile, with CUDA graphs on CUDA.
         device: CUDA when there is one, else the CPU.
 
     What was picked: `print(encoder.engine)`.
     """
     if not isinstance(name, str):
         raise InvalidInput(f"name is a {type(name).__name__}; expected a str. An EncoderConfig makes one by build()")
-    if compile and engine not in ("auto", "inductor"):
-        raise InvalidInput(f"Both compile=True and engine={engine!r} were given: leave one out")
     if random_weights:
         _log.warning("%s has random weights (random_weights=True): a baseline, not a trained encoder", name)
     config = EncoderConfig(
         name, scales, sizes, tile, str(grid), fusion, width, fit,
-        None if checkpoint is None else str(checkpoint), random_weights, seed,
-        "inductor" if compile else engine, precision,
+        None if checkpoint is None else str(checkpoint), random_weights, seed, engine, precision,
     )  # fmt: skip
     return config.build(device)
 
@@ -201,7 +200,6 @@ class Encoder(Frozen):
         self.channels = config.width or self.contract.width * config.groups
         for name, value in self._constants().items():
             self.register_buffer(name, value, persistent=False)
-        self.register_load_state_dict_post_hook(_weights_changed)  # type: ignore[no-untyped-call]
         self._forget()
         self.freeze()
 
@@ -281,6 +279,9 @@ class Encoder(Frozen):
             self._engine = engines.pick(config.engine, config.precision, self.device, self.dtype, is_own_code=own)
         return self._engine
 
+    def extra_repr(self) -> str:
+        return f"{self.config.name} at {', '.join(self.config.scale_names)}: {self.engine}"
+
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
@@ -312,7 +313,6 @@ class Encoder(Frozen):
         return stacked
 
     def _runner(self, tile: Size) -> engines.Runner:
-        self._follow()
         key, runners = (tile, threads.usual()), self._runners
         if key not in runners:
             with _making:
@@ -373,11 +373,6 @@ def _out_of_memory(frames: Tensor, plan: Plan, encoder: Encoder) -> str:
         f"{plan.tiles * batch * views} tiles of {plan.scales[0].tile[0]} px in one batch. Encode fewer at once, e.g. "
         f"frames[:{max(1, batch // 2)}], or drop the largest scale, or load_encoder(..., device='cpu')"
     )
-
-
-def _weights_changed(encoder: Encoder, _: Any) -> None:
-    """After `load_state_dict` the weights are others. A function, not a lambda: encoders can be pickled."""
-    encoder._forget()
 
 
 def _fingerprint(encoder: Encoder) -> str:

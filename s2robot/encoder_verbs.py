@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from s2robot import bench_rl, command, env_verbs, progress, registry, ros2_verb, serve_verb
@@ -59,19 +57,18 @@ def _bench_encoder(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--encoder", default=None, help="one name or several, a,b (default: s2robot-tiny)")
     parser.add_argument("--baseline", action="store_true", help="also the plain definition, and how many times faster")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     command.shorthands(parser, **_SHORT, views="views", runs="runs", batches="batches", engines="engines")
     options, rest = command.parse(parser, argv)
     words = command.overrides(options, rest)
     words += ["--encoders", options.encoder] if options.encoder else []
     config = configuration.load(BenchConfig, None, [*words, *(["--baseline", "true"] if options.baseline else [])])
-    console = Console(stderr=options.json)
+    console = command.console(json=options.json)
     with progress.bar("bench", console) as told:
         result = bench_encoders(_with_random_weights(config), told)
     if options.json:
         command.tell_json(result)
         return 0
-    console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
     for table in (_speed_table(result["rows"]), _cost_table(result["rows"])):
         console.print(table)
     peak = max(row["peak_gflops"] for row in result["rows"])
@@ -94,7 +91,7 @@ def _bench_cost(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--encoder", default=None, help="one name or several, a,b (default: s2robot-tiny)")
     parser.add_argument("--paper", action="store_true", help="the rows of the S2 paper, its figures beside ours")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     command.shorthands(parser, scales="encoder.scales", sizes="encoder.sizes", grid="encoder.grid")
     options, rest = command.parse(parser, argv)
     words = command.overrides(options, rest)
@@ -104,18 +101,17 @@ def _bench_cost(argv: Sequence[str]) -> int:
         raise UsageError("--paper counts the paper's own encoders and sizes: leave out everything else")
     rows = against_paper() if options.paper else [cost(dataclasses.replace(config, name=name)) for name in names]
     if options.json:
-        print(json.dumps(rows, indent=2))
+        command.tell_json(rows)
         return 0
     heads = ["encoder", "sizes", "million parameters", "tiles", "grid", "channels", "GFLOPs"]
-    table = _table(heads + (["paper", "off", "table"] if options.paper else []))
+    table = command.table(*heads, *(["paper", "off", "table"] if options.paper else []), words=2)
     for row in rows:
         sizes, grid = ",".join(map(str, row["sizes"])), "x".join(map(str, row["grid"]))
         cells = [row["encoder"], sizes, f"{row['parameters'] / 1e6:.1f}", str(row["tiles"]), grid, str(row["channels"])]
         cells.append(f"{row['gflops']:.1f}")
         cells += [f"{row['paper']:g}", f"{100 * row['off']:+.1f} %", row["table"]] if options.paper else []
         table.add_row(*cells)
-    console = Console()
-    console.width = console.width if console.is_terminal else 140
+    console = command.console()
     console.print(table)
     return 0
 
@@ -130,19 +126,20 @@ def _bench_stream(argv: Sequence[str]) -> int:
         "--encoder.grid finest",
     )
     parser.add_argument("task", nargs="?", default="Lift", help="a task; see: s2robot list tasks (default Lift)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     command.shorthands(parser, **_SHORT, episodes="episodes", tolerance="tolerance", noise="noise")
     options, rest = command.parse(parser, argv)
     words = command.first_word("task", options.task, command.overrides(options, rest))
     config = configuration.load(StreamBenchConfig, None, words)
     registry.get_task(config.task)
-    console = Console(stderr=options.json)
+    console = command.console(json=options.json)
     with progress.bar("bench", console) as told:
         result = bench_stream(config, told)
     if options.json:
         command.tell_json(result)
         return 0
-    table = _table(["camera", "frames", "live: reused", "Hz", "times plain", "recorded: reused", "Hz", "times plain"])
+    heads = ("camera", "frames", "live: reused", "Hz", "times plain", "recorded: reused", "Hz", "times plain")
+    table = command.table(*heads, words=2)
     for row in result["rows"]:
         cells = [row["camera"], str(row["frames"])]
         for kind in ("live", "recorded"):
@@ -167,7 +164,7 @@ def _speed_table(rows: list[dict[str, Any]]) -> Table:
     ratio = "ratio" in rows[0]
     upload = "upload_ms" in rows[0]
     heads = ["encoder", "engine", "frames", "p50 ms", "p90", "p99", "Hz", "% of peak"]
-    table = _table(heads + (["upload ms"] if upload else []) + (["times plain"] if ratio else []))
+    table = command.table(*heads, *["upload ms"] * upload, *["times plain"] * ratio, words=2)
     for row in rows:
         frames = f"{row['batch']}x{row['views']} {row['frame'][0]}x{row['frame'][1]}"
         cells = [_what(row), row["engine"].split(" on ")[0], frames]
@@ -178,18 +175,11 @@ def _speed_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _cost_table(rows: list[dict[str, Any]]) -> Table:
-    table = _table(["encoder", "frames", "GFLOPs", "million parameters", "peak memory MB"])
+    table = command.table("encoder", "frames", "GFLOPs", "million parameters", "peak memory MB", words=2)
     for what in dict.fromkeys((_what(row), row["batch"], row["views"]) for row in rows):
         row = next(row for row in rows if (_what(row), row["batch"], row["views"]) == what)
         numbers = (row["gflops"], row["parameters"] / 1e6, row["memory_mb"])
         table.add_row(_what(row), f"{row['batch']}x{row['views']}", *[f"{number:.1f}" for number in numbers])
-    return table
-
-
-def _table(heads: list[str]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for k, head in enumerate(heads):
-        table.add_column(head, justify="left" if k < 2 else "right")
     return table
 
 
@@ -212,7 +202,7 @@ def do_export(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default=None, help="the file to write (default: the encoder's name)")
     parser.add_argument("--frame", default=None, help="HxW of the frames [pixels] (default: the largest scale, square)")
     parser.add_argument("--views", type=int, default=1, help="cameras (default 1)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     options, rest = command.parse(parser, argv)
     config = configuration.load(EncoderConfig, None, command.first_word("name", options.encoder, rest))
     if config.engine != "auto":
@@ -220,11 +210,11 @@ def do_export(argv: Sequence[str]) -> int:
     encoder = dataclasses.replace(config, engine="torch").build("cpu")
     frame = _frame(options.frame) if options.frame else (max(encoder.sizes),) * 2
     path = Path(options.out or f"{options.encoder.replace(':', '-')}{SUFFIX[options.to]}")
-    console = Console(stderr=options.json)
+    console = command.console(json=options.json)
     with console.status(f"Exporting {options.encoder} for {frame[0]}x{frame[1]} frames"):
         result = export(encoder, options.to, path, frame, options.views)
     if options.json:
-        print(json.dumps(result))
+        command.tell_json(result)
     else:
         console.print(
             f"{result['path']}: {result['bytes'] / 1e6:.1f} MB, features within {result['difference']:.1e} of the"

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from s2robot import graphs, threads
 from s2robot.backbones import FrozenViT
 from s2robot.errors import InvalidInput, S2RobotError, UnknownName, require
+from s2robot.precision import single_precision
 
 Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -48,6 +49,7 @@ class Engine:
         on = f"{self.device}, {threads.usual()} threads" if self.device.type == "cpu" else str(self.device)
         return f"{self.name} {self.precision} on {on}"
 
+    @single_precision()
     def runner(self, backbone: FrozenViT) -> Runner:
         """Prepare this backbone, at its tile size, for this engine."""
         if self.name == "torch":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from s2robot import command, progress
@@ -22,18 +21,17 @@ def bench_env(argv: Sequence[str]) -> int:
         "--seed 1",
     )
     parser.add_argument("task", nargs="?", default="Lift", help="a task; see: s2robot list tasks (default Lift)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     command.shorthands(parser, rounds="rounds", steps="steps", vector="vector", size="frame_size", fidelity="fidelity")
     options, rest = command.parse(parser, argv)
     words = command.first_word("task", options.task, command.overrides(options, rest))
     config = configuration.load(bench.EnvBenchConfig, None, words)
-    console = Console(stderr=options.json)
+    console = command.console(json=options.json)
     with progress.bar("bench", console) as told:
         result = bench.bench_env(config, told)
     if options.json:
         command.tell_json(result)
         return 0
-    console.width = console.width if console.is_terminal else 140  # a file or a pipe has no right edge
     console.print(_step_table(result["rows"]))
     if result["vector"]:
         console.print(_vector_table(result["vector"]))
@@ -43,7 +41,7 @@ def bench_env(argv: Sequence[str]) -> int:
 
 
 def _step_table(rows: list[dict[str, Any]]) -> Table:
-    table = _table("one environment", "ms a step", "times faster than")
+    table = command.table("one environment", "ms a step", "times faster than")
     for row in rows:
         against = f"{row['against']}: {_spread(row['ratio'], row['ratio_range'], 2)}" if "against" in row else ""
         table.add_row(row["arm"], _spread(row["ms"], row["ms_range"], 1), against)
@@ -51,7 +49,7 @@ def _step_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _vector_table(rows: list[dict[str, Any]]) -> Table:
-    table = _table("at once", "steps a second", f"times those of {rows[0]['n']}", "memory MB")
+    table = command.table("at once", "steps a second", f"times those of {rows[0]['n']}", "memory MB")
     for row in rows:
         memory = f"{row['memory_mb']:.0f}" if row["memory_mb"] is not None else "unknown"
         gain = _spread(row["ratio"], row["ratio_range"], 2)
@@ -61,10 +59,3 @@ def _vector_table(rows: list[dict[str, Any]]) -> Table:
 
 def _spread(value: float, around: Sequence[float], digits: int) -> str:
     return f"{value:.{digits}f} ({around[0]:.{digits}f} to {around[1]:.{digits}f})"
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for k, head in enumerate(heads):
-        table.add_column(head, justify="left" if k == 0 else "right")
-    return table

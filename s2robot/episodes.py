@@ -14,6 +14,7 @@ Pure: nothing here touches a disk. `s2robot.datasets` puts these into files and 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "states": ("float64", ("L", "X")),
     "goal": ("float32", ("L", "G")),
 }
+_AS = {"frames": "RGB from 0 to 255; of floats in [0, 1]: (255 * frames).round().astype(np.uint8)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +72,8 @@ class Episode:
             dtype, axes = FIELDS[name]
             if str(value.dtype) != dtype or value.ndim != len(axes):
                 raise InvalidInput(
-                    f"{said} {name} is {value.dtype} {value.shape}; expected {dtype} ({', '.join(axes)}):"
-                    f" np.asarray({name}, np.{dtype})"
+                    f"{said} {name} is {value.dtype} {value.shape}; expected {dtype} ({', '.join(axes)}): "
+                    + _AS.get(name, f"np.asarray({name}, np.{dtype})")
                 )
             if len(value) != len(self) or value.size == 0:
                 raise InvalidInput(
@@ -121,3 +123,21 @@ def split_episodes(count: int, valid_fraction: float, seed: int) -> tuple[list[i
     valid_count = min(max(round(valid_fraction * count), int(valid_fraction > 0)), max(count - 1, 0))
     order = np.random.default_rng(seed).permutation(count).tolist()
     return sorted(order[valid_count:]), sorted(order[:valid_count])
+
+
+def hold_alike(episode: Episode, camera_names: Sequence[str], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Hold an episode against the cameras and the shapes of a step; those of the first are put down."""
+    episode.validate()
+    if episode.frames.shape[1] != len(camera_names):
+        raise InvalidInput(
+            f"Episode of seed {episode.seed} has {episode.frames.shape[1]} views; camera_names are"
+            f" {list(camera_names)}, and expected one for each"
+        )
+    found = {name: value.shape[1:] for name, value in episode.arrays().items()}
+    shapes.update({} if shapes else found)
+    for name in sorted(found.keys() | shapes.keys()):
+        if found.get(name) != shapes.get(name):
+            raise InvalidInput(
+                f"Episode of seed {episode.seed}: {name} of a step is {found.get(name, 'missing')}, and in the first"
+                f" episode {shapes.get(name, 'missing')}; expected the same of all"
+            )

@@ -90,7 +90,7 @@ class CorruptFile(S2RobotError):
 
     def __init__(self, path: str | Path, why: str, remedy: str) -> None:
         super().__init__(f"Cannot read {path}: {why}. {remedy}")
-        self.path = Path(path)
+        self.path, self.why = Path(path), why
 
 
 class CheckpointMismatch(S2RobotError):

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from s2robot import clips, files, registry, seals, workers
 from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.progress import Told
 from s2robot.recipe import PretrainConfig
 
-Progress = Callable[[int, int, str], None]
 EPISODES_A_PIECE = 16  # rendered and kept together
 HELD_OUT = 50  # one frame in so many
 NAMED = 20  # unreadable files that footage.json names
@@ -49,7 +49,7 @@ class Footage:
         return self.frames[: self.held_out]
 
 
-def gather(config: PretrainConfig, out: Path, progress: Progress) -> Footage:
+def gather(config: PretrainConfig, out: Path, progress: Told) -> Footage:
     """The frames of a run; made the first time, in pieces that survive a kill.
 
     Raises:
@@ -135,7 +135,7 @@ def save_frames(path: Path, blocks: Iterable[NDArray[np.uint8]], frames: int, fr
         files.write_sum(path, temporary)
 
 
-def _make(config: PretrainConfig, path: Path, progress: Progress) -> None:
+def _make(config: PretrainConfig, path: Path, progress: Told) -> None:
     """Fill `path`: the same frames whatever the number of workers or interruptions."""
     folder = _parts(path)
     make, answer, items, what = _plan(config, folder)

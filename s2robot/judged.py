@@ -68,8 +68,11 @@ def summarise(
     wins, n = sum(r.success for r in results), len(results)
     description = files.read_json(policy / "policy.json")
     frozen = bool(description["encoder_fingerprint"])
-    sees = "frozen S2 features" if frozen else "privileged state" if description.get("privileged") else "frames"
-    scales = policy / "scales.json"
+    encoder = _frozen_encoder(description) if frozen else {}
+    features = "frozen S2 features" if len(encoder.get("sizes") or encoder.get("scales", ())) > 1 else "frozen features"
+    sees = features if frozen else "privileged state" if description.get("privileged") else "frames"
+    learned = dict(description.get("learned_from") or {})
+    contribution = policy / "scales.json"
     summary = {
         "title": f"{description['task']}: {description['kind']} on {sees}",
         "task": description["task"],
@@ -79,7 +82,9 @@ def summarise(
         "interval": list(statistics.wilson(wins, n)),
         "control_hz": description.get("control_hz"),
         "evaluation_seeds": [results[0].seed, results[-1].seed],
-        "encoder": _frozen_encoder(description) if frozen else None,
+        "encoder": encoder or None,
+        "demos": learned.pop("demonstrations", None),
+        "dataset": learned,
         "policy": {
             "kind": description["kind"],
             "parameters": description["parameters"],
@@ -87,7 +92,7 @@ def summarise(
         },
         "latency_ms": {stage: statistics.quantiles([ms for r in results for ms in r.ms[stage]]) for stage in STAGES},
         "steps_to_success": {"p50": float(np.median([r.steps for r in results if r.success]))} if wins else None,
-        "scales": files.read_json(scales) if scales.exists() else None,
+        "scales": files.read_json(contribution) if contribution.exists() else None,
         "fidelity": {"evaluate": config.fidelity},
         "evaluation": dataclasses.asdict(config),
         "command": shlex.join(["s2robot", *sys.argv[1:]]),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from s2robot import files, registry
+from s2robot import files, registry, remote
+from s2robot.compression import rows_to_fit
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import EncoderConfig
 from s2robot.episodes import split_episodes
@@ -70,7 +72,7 @@ class Lesson:
             given = type(source).__name__
             raise InvalidInput(f"The policy {self.kind} was given a {given} to learn from; expected {wanted}")
         shape = () if isinstance(source, Frames) else source.map.shape
-        spread = registry.neck().rows_to_fit(shape, int(source.rows(episodes[-1])[0][-1]) + 1)
+        spread = rows_to_fit(shape, int(source.rows(episodes[-1])[0][-1]) + 1)
         first = dataset.episode(0)
         fields = {"proprioception": first.proprioception.shape[1], "actions": first.actions.shape[1]}
         fields["goal"] = 0 if first.goal is None else first.goal.shape[1]
@@ -103,6 +105,11 @@ class Lesson:
             "frame": list(dataset.frame_shape[1:3]),
             **described(dataset.env_args),
             "parameters": sum(p.numel() for p in network.parameters()),
+            "learned_from": {
+                "name": Path(remote.shown(dataset.address)).name,
+                "fingerprint": dataset.fingerprint[:16],
+                "demonstrations": len(learned_from(self.config.demos, dataset)),
+            },
         }
 
 

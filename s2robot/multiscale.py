@@ -228,5 +228,5 @@ def random_projection(stacked: int, width: int, seed: int) -> Tensor:
     """A Gaussian matrix (stacked, width) that keeps lengths on average (Johnson and Lindenstrauss); width 0: none."""
     if not width:
         return torch.zeros(0, 0)
-    drawn: Tensor = torch.randn(stacked, width, generator=torch.Generator().manual_seed(seed))
+    drawn: Tensor = torch.randn(stacked, width, dtype=torch.float32, generator=torch.Generator().manual_seed(seed))
     return torch.mul(drawn, width**-0.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -196,11 +195,13 @@ def do_eval(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="a run folder that holds policy/, or one of `train --seeds`")
     command.launcher(parser, "each episode is a piece")
     parser.add_argument("--report", action="store_true", help="also write a page with videos into the run folder")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.json_option(parser, "print the result as JSON")
     options, rest = command.parse(parser, argv)
     config = configuration.load(EvalConfig, None, rest)
     folders = seed_folders(Path(options.run)) or [Path(options.run)]
     for folder in folders:
+        if folder.is_file():
+            raise InvalidInput(f"{folder} is a file; expected the folder of a run. Train one: s2robot train --help")
         if not (folder / "policy" / "policy.json").exists():
             raise InvalidInput(f"No policy in {folder / 'policy'}. Train one: s2robot train --help")
     console = Console(stderr=options.json)
@@ -210,7 +211,7 @@ def do_eval(argv: Sequence[str]) -> int:
     launcher = find_launcher(options.launcher)
     results = [_eval_one(folder, config, console, options, launcher) for folder in folders]
     if options.json:
-        print(json.dumps(results[0] if len(results) == 1 else {"runs": results, "mean": _mean(results)}))
+        command.tell_json(results[0] if len(results) == 1 else {"runs": results, "mean": _mean(results)})
     elif len(results) > 1:
         console.print(
             f"mean of {len(results)} runs: {100 * _mean(results):.1f} %; its interval: s2robot compare {options.run}",

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from s2robot.mae import MaskedAutoencoder
 from s2robot.mae_merged import MergedAutoencoder
 from s2robot.pretrain_log import Journal
 from s2robot.pretrain_state import State
+from s2robot.progress import Told, silent
 from s2robot.ranks import Ranks
 from s2robot.recipe import PretrainConfig, keep_recipe
 from s2robot.schedule import learning_rate
 
-Progress = Callable[[int, int, str], None]
 LOG_EVERY = 25  # steps
 VALID_BATCHES = 4
 PICTURED = 4  # held-out views of each kind
@@ -40,7 +40,7 @@ ALONE = Ranks()
 Part = tuple[views.Squares, Tensor]  # one part of a batch, and the noise that masks it
 
 
-def pretrain(config: PretrainConfig, out: Path, progress: Progress = lambda done, total, note: None) -> Path:
+def pretrain(config: PretrainConfig, out: Path, progress: Told = silent) -> Path:
     """Run or resume the recipe in folder `out`; return the weights file `out/<name>.safetensors`.
 
     Raises:
@@ -70,7 +70,7 @@ def pretrain(config: PretrainConfig, out: Path, progress: Progress = lambda done
     return pretrain_state.weights_file(config, out)
 
 
-def _prepare(config: PretrainConfig, out: Path, here: Ranks, progress: Progress) -> Footage:
+def _prepare(config: PretrainConfig, out: Path, here: Ranks, progress: Told) -> Footage:
     """The folder and its frames: the first process makes them, the others find them there."""
     if here.is_first:
         out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _prepare(config: PretrainConfig, out: Path, here: Ranks, progress: Progress)
     return gather(config, out, progress)
 
 
-def _train(state: State, config: PretrainConfig, out: Path, footage: Footage, here: Ranks, progress: Progress) -> None:
+def _train(state: State, config: PretrainConfig, out: Path, footage: Footage, here: Ranks, progress: Told) -> None:
     device = next(state.model.parameters()).device
     train, watch = _near(footage.train, device), Watch(out, device)
     with Journal(config, out, state.step, here, device) as journal:

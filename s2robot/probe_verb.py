@@ -49,7 +49,7 @@ def do_probe(argv: Sequence[str]) -> int:
     parser.add_argument("--data", default="runs/probe-data", help="rendered scenes and features (default %(default)s)")
     parser.add_argument("--out", default="runs/probe", help="results (default %(default)s)")
     parser.add_argument("--workers", type=int, default=None, help="processes that render (default: one a core)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     command.shorthands(
         parser, encoders="encoders", probes="probes", readouts="readouts", seeds="seeds", scales="scales",
         sizes="sizes", train="scenes.train", test="scenes.test",
@@ -57,7 +57,7 @@ def do_probe(argv: Sequence[str]) -> int:
     options, rest = command.parse(parser, argv)
     words = [*(QUICK if options.quick else []), *command.overrides(options, rest)]
     config = configuration.load(ProbeConfig, None, words)
-    console, out = Console(stderr=options.json), Path(options.out)
+    console, out = command.console(json=options.json), Path(options.out)
     with Bars(console) as told:
         result = probe(config, Path(options.data), out, told, options.workers, shlex.join(["s2robot", "probe", *argv]))
     picture = _picture(result["rows"])
@@ -73,7 +73,6 @@ def do_probe(argv: Sequence[str]) -> int:
 
 
 def _tell(result: dict[str, Any], console: Console, out: Path) -> None:
-    console.width = console.width if console.is_terminal else 170  # a file or a pipe has no right edge
     for name in result["config"]["probes"]:
         console.print(_table(name, result))
         for line in across(measures_of(name)[0].name, result):
@@ -89,11 +88,8 @@ def _tell(result: dict[str, Any], console: Console, out: Path) -> None:
 def _table(probe_name: str, result: dict[str, Any]) -> Table:
     measures = measures_of(probe_name)
     better = "higher" if measures[0].higher_is_better else "lower"
-    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left", title_style="bold")
-    table.title = f"\n{ABOUT[probe_name]} ({better} is better)"
+    table = command.table("encoder", "read-out", words=2, title=f"\n{ABOUT[probe_name]} ({better} is better)")
     first = called(result["config"]["encoders"][0], result)
-    for head in ("encoder", "read-out"):
-        table.add_column(head)
     for measure in measures:
         unit = f" [{measure.unit}]" if measure.unit else ""
         table.add_column(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from rich.console import Console
@@ -15,6 +15,14 @@ class Report(Protocol):
     """Told how far a stage is; `done` may start anywhere, as a resumed stage does."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+Told = Callable[[int, int, str], None]
+"""What long work is given to say how far it is: done, of how many, and a note; a `Report` is one."""
+
+
+def silent(done: int, total: int, note: str = "") -> None:
+    """Nobody is told."""
 
 
 QUIET_SECONDS = 15  # between lines in a log file

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from s2robot import command, files, progress
@@ -26,11 +25,11 @@ def do_reconstruct(argv: Sequence[str]) -> int:
         "--frames 2000",
     )
     parser.add_argument("--out", default="runs/reconstruct", help="results, and the frames (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     command.shorthands(parser, **{key: key for key in ("small", "large", "bound", "source", "scales", "frames")})
     options, rest = command.parse(parser, argv)
     config = configuration.load(ReconstructConfig, None, command.overrides(options, rest))
-    console, out = Console(stderr=options.json), Path(options.out)
+    console, out = command.console(json=options.json), Path(options.out)
     with progress.bar("reconstruct", console) as report:
         result = reconstruct(config, out, report)
     files.write_json(
@@ -39,26 +38,15 @@ def do_reconstruct(argv: Sequence[str]) -> int:
     if options.json:
         command.tell_json(result)
         return 0
-    console.width = console.width if console.is_terminal else 140
     console.print(_table(result))
     return 0
 
 
 def _table(result: dict[str, Any]) -> Table:
     target, n = result["target"], result["frames"]
-    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left", title_style="bold")
-    table.title = f"\n{target['name']} from smaller ones, {n['train']} frames to fit and {n['test']} others to score"
-    for head in (
-        "features of",
-        "channels",
-        "loss, fit",
-        "loss",
-        "information, fit",
-        "information",
-        "ratio, fit",
-        "ratio",
-    ):
-        table.add_column(head, justify="left" if head == "features of" else "right")
+    title = f"\n{target['name']} from smaller ones, {n['train']} frames to fit and {n['test']} others to score"
+    heads = ("channels", "loss, fit", "loss", "information, fit", "information", "ratio, fit", "ratio")
+    table = command.table("features of", *heads, title=title)
     for row in result["rows"]:
         fit, test = row["train"], row["test"]
         cells = [row["model"], str(row["channels"]), f"{fit['loss']:.4g}", f"{test['loss']:.4g}"]

@@ -161,9 +161,10 @@ def reads_frames(kind: str) -> bool:
     return kind in PIXEL_POLICIES if kind in KINDS else bool(policy_module(kind).NETWORK.reads_frames)
 
 
-def neck() -> Any:
-    """What all policies do first: `s2robot.policies.neck`."""
-    return importlib.import_module("s2robot.policies.neck")
+def readouts() -> dict[str, Any]:
+    """What reads a map, by name: `s2robot.policies.readout`."""
+    found: dict[str, Any] = importlib.import_module("s2robot.policies.readout").READOUTS
+    return found
 
 
 def acting() -> Any:
@@ -196,7 +197,8 @@ def _fault(kind: str, module: Any) -> str:
     missing = [name for name in ("CONFIG", "NETWORK") if not hasattr(module, name)]
     if missing:
         return f"it has no {' and no '.join(missing)}; expected a module with both, as s2robot.policies.bc_mlp"
-    for name, parent in (("CONFIG", neck().NeckConfig), ("NETWORK", neck().Neck)):
+    neck = importlib.import_module("s2robot.policies.neck")
+    for name, parent in (("CONFIG", neck.NeckConfig), ("NETWORK", neck.Neck)):
         value = getattr(module, name)
         if not isinstance(value, type) or not issubclass(value, parent) or inspect.isabstract(value):
             return (

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s2robot import __version__, page
+from s2robot import page
 from s2robot.charts import Dot, Series, dot_chart_svg, line_chart_svg
 from s2robot.files import atomic
 from s2robot.page import Html, tag
+from s2robot.report_origin import manner, origin
 from s2robot.runs import Run, read_run
 from s2robot.seeds import seed_uses
 from s2robot.statistics import wilson
@@ -35,8 +36,8 @@ TASKS = {
     "Lift": Task(
         "lifted the cube",
         "placements",
-        "Lift does not discriminate between encoders: a random ViT solves it too. What this page shows is that the"
-        " whole way works, from camera frames to a policy that acts.",
+        "With 60 demonstrations or more Lift does not discriminate between encoders: a random ViT solves it too. What"
+        " this page shows is that the whole way works, from camera frames to a policy that acts.",
     )
 }
 
@@ -56,7 +57,7 @@ def write_report(run_folder: str | Path) -> Path:
         CorruptFile: one of its files is not what it should be (see `s2robot.runs`).
     """
     run = read_run(run_folder)
-    sections = (_header, _videos, _features, _success, _learning, _latency, _stages, _episodes, _provenance)
+    sections = (_header, _videos, _features, _success, _learning, _latency, _stages, _episodes, origin)
     html = page.document(_title(run), *(section(run) for section in sections))
     path = run.folder / "report.html"
     with atomic(path) as unfinished:
@@ -87,7 +88,7 @@ def _header(run: Run) -> Html:
             f" ({page.percent(successes / episodes)}, 95\u00a0% interval {page.percent_range(low, high)})."
         )
         verdict += f" These are seeds of {seen}: no result to report." * bool(seen)
-        if shift := _manner(run).get("shift"):
+        if shift := manner(run).get("shift"):
             verdict += f" It was shown other looks than it learned from: {shift}."
     return tag(
         "header",
@@ -103,12 +104,6 @@ def _seen(run: Run) -> str:
     ends = [int(seed) for seed in run.summary.get("evaluation_seeds") or ()]
     uses = seed_uses(range(ends[0], ends[-1] + 1)) if ends else []
     return " and ".join(use for use in uses if use != "evaluation")
-
-
-def _manner(run: Run) -> dict[str, Any]:
-    """How it was judged, where not as the policy was trained."""
-    asked = run.summary.get("evaluation") or {}
-    return {key: asked[key] for key in ("shift", "precision", "execute", "ensemble") if asked.get(key)}
 
 
 def _headline(run: Run) -> list[tuple[str, str, str]]:
@@ -162,13 +157,20 @@ def _features(run: Run) -> Html:
         tag(
             "p",
             "The encoder looks at each frame at several scales: once as a whole, and again enlarged and cut into tiles,"
-            " so that small things fill more of its view. At each scale it describes every patch of the frame by a long"
+            " so that small things fill more of its view. "
+            * _several(run)
+            + "At each scale it describes every patch of the frame by a long"
             " list of numbers, a token. Here the three directions in which the tokens of a scale differ most (found by"
             " principal component analysis, PCA) are shown as red, green and blue: patches of one colour look alike to"
             " the encoder. Colours can be compared within a scale, from frame to frame, but not between scales.",
         ),
         _contribution(run.summary.get("scales")),
     )
+
+
+def _several(run: Run) -> bool:
+    encoder = run.summary.get("encoder") or {}
+    return len(encoder.get("sizes") or encoder.get("scales") or (1, 2)) > 1
 
 
 def _contribution(scales: Mapping[str, Any] | None) -> Html | None:
@@ -181,7 +183,7 @@ def _contribution(scales: Mapping[str, Any] | None) -> Html | None:
     return page.join(
         [
             tag("h3", "What each scale contributes"),
-            page.table(["Features", "Loss on held-out demonstrations", "Difference"], rows),
+            page.table(["Features", "Loss on held-out demonstrations", "Difference"], rows, stack=True),
             tag(
                 "p",
                 "A scale is left out by putting its mean in its place. The policy was trained with all scales: another"
@@ -214,7 +216,11 @@ def _success(run: Run) -> Html:
         if baselines
         else tag(
             "p",
-            "No other encoder was run beside it: `s2robot demo --baselines` does, and `s2robot compare` for any runs.",
+            "No other encoder was run beside it: ",
+            tag("code", "s2robot demo --baselines"),
+            " does, and ",
+            tag("code", "s2robot compare"),
+            " for any runs.",
             class_="soft",
         ),
     )
@@ -318,7 +324,7 @@ def _rates(run: Run) -> str:
 def _stages(run: Run) -> Html:
     stages = run.summary.get("stages") or []
     if not stages:
-        return page.section("Where the time went", tag("p", "No stage times were written.", class_="soft"))
+        return page.join([])
     rows = []
     for stage in stages:
         seconds = stage.get("seconds", 0)
@@ -343,7 +349,7 @@ def _episodes(run: Run) -> Html:
         dots.append(Dot(place, steps, f"seed {seed}: {word} after {steps} steps", crossed=not row["success"]))
         cells.append([str(seed), word, str(steps)])
     failed = [str(int(row["seed"])) for row in rows if not row["success"]]
-    words = f"Failed on seeds {', '.join(failed)}." if failed else "None failed."
+    words = f"Failed on seed{'s' * (len(failed) > 1)} {', '.join(failed)}." if failed else "None failed."
     if median := run.summary.get("steps_to_success", {}).get("p50"):
         hz = run.summary.get("control_hz") or HZ
         words += f" Half of the successes took at most {median:.0f} steps ({median / hz:.1f} s at {hz:g} Hz)."
@@ -354,30 +360,6 @@ def _episodes(run: Run) -> Html:
         tag("p", words),
         tag("details", tag("summary", "As a table"), page.table(["Seed", "Outcome", "Steps"], cells, numeric=[0, 2])),
     )
-
-
-def _provenance(run: Run) -> Html:
-    summary = run.summary
-    encoder, policy = summary.get("encoder", {}), summary.get("policy", {})
-    seeds = [f"{seed:.0f}" for seed in summary.get("evaluation_seeds", [])]
-    command = summary.get("command")
-    pairs: list[tuple[str, str | None]] = [
-        ("Command", tag("code", command) if command else None),
-        ("Task", summary.get("task")),
-        ("Encoder, frozen", page.listed({**encoder, "parameters": page.many(encoder.get("parameters"))})),
-        ("Policy", page.listed({**policy, "parameters": page.many(policy.get("parameters"))})),
-        ("Demonstrations", page.count(summary.get("demos"))),
-        ("Physics", page.listed(summary.get("fidelity", {}))),
-        ("Judged with", page.listed(_manner(run)) or None),
-        ("Training seed", f"{summary['seed']:.0f}" if "seed" in summary else None),
-        ("Evaluation seeds", " to ".join(seeds)),
-        ("Code", summary.get("git") and f"git {summary['git']}"),
-        ("Machine", page.listed(summary.get("machine", {}))),
-        ("Versions", page.listed(summary.get("versions", {}))),
-    ]
-    config = tag("details", tag("summary", "Configuration"), tag("pre", run.config)) if run.config else None
-    footer = f"Written by s2robot {__version__}. This page needs no other file and asks nothing of the network."
-    return page.join([page.section("How to get this again", page.facts(pairs), config), tag("footer", footer)])
 
 
 def _counts(result: Mapping[str, Any]) -> tuple[int, int, float, float] | None:

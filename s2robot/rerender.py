@@ -6,7 +6,6 @@ Every finished episode is a file of its own until all are there, as in collectin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,9 @@ from s2robot import locks, registry, remote, workers
 from s2robot.datasets import DemoDataset, Episode, EpisodeParts, merge
 from s2robot.errors import InvalidInput, MissingExtra, OutOfSpace, RenderingUnavailable, S2RobotError, UnknownName
 from s2robot.machine import versions
+from s2robot.progress import Told, silent
 from s2robot.sources import StateDataset, control_hz, version_differences
 
-Progress = Callable[[int, int, str], None]
 MODELS = ("file", "suite")
 ELSEWHERE = "starts_elsewhere"  # an attribute of episodes whose seed starts another one here
 
@@ -48,9 +47,7 @@ class Rendered:
     notes: list[str]
 
 
-def render(
-    source: str | Path, path: str | Path, config: RenderConfig, progress: Progress = lambda done, total, note: None
-) -> Rendered:
+def render(source: str | Path, path: str | Path, config: RenderConfig, progress: Told = silent) -> Rendered:
     """Draw every episode of `source` into `path`, or go on where a killed run stopped.
 
     A file of ours gets the same bits it was recorded with, where size, cameras, quality and versions are the same.
@@ -64,7 +61,7 @@ def render(
         return _render(source, path, config, progress)
 
 
-def _render(source: str | Path, path: Path, config: RenderConfig, progress: Progress) -> Rendered:
+def _render(source: str | Path, path: Path, config: RenderConfig, progress: Told) -> Rendered:
     dataset = StateDataset(source)
     if path.exists():
         raise InvalidInput(f"{path} is there already. Draw into another file, or remove it: rm {path}")
@@ -90,7 +87,7 @@ def _render(source: str | Path, path: Path, config: RenderConfig, progress: Prog
 
 
 def _draw_all(
-    dataset: StateDataset, keys: list[int], parts: EpisodeParts, config: RenderConfig, progress: Progress
+    dataset: StateDataset, keys: list[int], parts: EpisodeParts, config: RenderConfig, progress: Told
 ) -> dict[str, str]:
     """Draw what is missing. What failed and why."""
     present = set(parts.seeds_done())

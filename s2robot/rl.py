@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,24 @@ from numpy.typing import NDArray
 from s2robot import config as configuration
 from s2robot import files, locks, registry, remote, seals
 from s2robot.adapters.features import fit_compression
+from s2robot.compression import Compression, Shapes, chosen_tokens, rows_to_fit
 from s2robot.datasets import DemoDataset
 from s2robot.encoder import Encoder
 from s2robot.errors import InvalidInput, require
 from s2robot.frames import Frames
 from s2robot.interface import described, encoder_said
+from s2robot.progress import Told, silent
 from s2robot.rl_config import RLConfig
 from s2robot.runs import find_policy
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.trained import save_policy
 from s2robot.types import FRAMES
 
-Progress = Callable[[int, int, str], None]
 EYES, INPUTS = "eyes.safetensors", "inputs.json"
 EACH = 3  # frames of an episode that the compression is fitted to: it is to have seen things in many places
 
 
-def learn(config: RLConfig, progress: Progress = lambda done, total, note: None) -> Path:
+def learn(config: RLConfig, progress: Told = silent) -> Path:
     """Learn into `config.out`, or go on there; return the folder.
 
     Raises:
@@ -184,7 +185,7 @@ class Setup:
 
     def _compression(self, encoder: Encoder, prior: Any) -> Any:
         """Of the prior, its first components; else fitted to demonstrations or, without any, to first frames."""
-        config, neck = self.config.sight, registry.neck()
+        config = self.config.sight
         if prior is not None:
             return leading_components(prior.compression, prior.shapes, config.components)
         if not config.components:
@@ -192,12 +193,12 @@ class Setup:
         if self.source is None:
             frames = first_frames(self.worlds, config.fit_frames, self.config.seed)
             return fit_compression(encoder, frames, config.components, config.kind)
-        rows = neck.rows_to_fit(self.source.map.shape, int(self.source.rows(self.episodes[-1])[0][-1]) + 1)
-        stored = [torch.from_numpy(np.array(array[rows])).float() for array in (self.source.map, self.source.cls)]
-        maps = neck.chosen_tokens(*stored, "cls" if config.kind == "cls" else "map")
-        shapes = neck.Shapes(maps.shape[1], encoder.config.groups, encoder.channels // encoder.config.groups,
-                             tuple(maps.shape[3:]), proprioception=0, actions=0)  # fmt: skip
-        compression = neck.Compression(shapes, config.components)
+        rows = rows_to_fit(self.source.map.shape, int(self.source.rows(self.episodes[-1])[0][-1]) + 1)
+        stored, cls = (torch.from_numpy(np.array(array[rows])).float() for array in (self.source.map, self.source.cls))
+        maps = chosen_tokens(stored, cls, "cls" if config.kind == "cls" else "map")
+        shapes = Shapes(maps.shape[1], encoder.config.groups, encoder.channels // encoder.config.groups,
+                        (maps.shape[3], maps.shape[4]), proprioception=0, actions=0)  # fmt: skip
+        compression = Compression(shapes, config.components)
         compression.fit(maps)
         return compression
 
@@ -217,14 +218,13 @@ def first_frames(worlds: Any, count: int, seed: int) -> NDArray[np.uint8]:
     return some
 
 
-def leading_components(compression: Any, shapes: Any, components: int) -> Any:
+def leading_components(compression: Compression, shapes: Shapes, components: int) -> Compression:
     """A compression to the first components of a wider one, of each scale."""
-    neck = registry.neck()
     if not 1 <= components <= compression.components:
         raise InvalidInput(
             f"--sight.components is {components}; the prior keeps {compression.components} of each scale: 1 to that"
         )
-    fewer = neck.Compression(shapes, components)
+    fewer = Compression(shapes, components)
     fewer.mean.copy_(compression.mean)
     fewer.basis.copy_(compression.basis[..., :components])
     return fewer

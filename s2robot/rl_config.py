@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from s2robot import registry
+from s2robot import registry, seeds
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput, UnknownName
 
@@ -20,8 +20,6 @@ KINDS, READOUTS = ("map", "tokens", "cls"), ("attention", "conv", "flat")  # of 
 SEES = ("features", "pixels", "privileged")
 REWARDS = ("dense", "sparse")
 TIMEOUTS = ("truncation", "failure")
-TRAINING_SEED = 1_000_000_000  # of the first training episode of seed 0: demonstrations have those from a million on
-SEEDS_APART = 1_000_000  # between the first episodes of two training seeds
 LEAST_PIXELS = 36  # that `policies.rl_pixels` convolves
 
 
@@ -132,7 +130,7 @@ class RLConfig:
     @property
     def first_seed(self) -> int:
         """Of the first training episode."""
-        return TRAINING_SEED + SEEDS_APART * self.seed
+        return seeds.TRAINING + seeds.APART * self.seed
 
 
 def rl_schema(algorithm: str) -> type[RLConfig]:

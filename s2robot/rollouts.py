@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,13 @@ from s2robot import engines, files, locks, registry, seals
 from s2robot.errors import CorruptFile, InvalidInput, UnknownName
 from s2robot.launchers import LOCAL, Launcher, as_in_a_worker
 from s2robot.parcels import Parcel
-from s2robot.seeds import EVALUATION_SEED
+from s2robot.progress import Told, silent
+from s2robot.seeds import EVALUATION
 from s2robot.types import FRAMES, Policy, check_execute
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
 
-Progress = Callable[[int, int, str], None]
 STAGES = ("render", "encode", "act", "step")
 POLICY_FILES = ("policy.json", "policy.safetensors")
 
@@ -50,7 +49,7 @@ class EvalConfig:
     """How to judge a policy."""
 
     episodes: int = 50
-    seed: int = EVALUATION_SEED  # of the first episode; the others follow
+    seed: int = EVALUATION  # of the first episode; the others follow
     fidelity: str = "exact"
     shift: str = ""  # other looks than the demonstrations': "light,table:0.5/test", "all/test"; see `envs.shifts`
     workers: int = 0  # processes; 0 takes every core
@@ -81,7 +80,7 @@ class EvalConfig:
 
 
 def rollout(
-    policy: Policy, env: gymnasium.Env[Any, Any], episodes: int = 50, seed: int = EVALUATION_SEED
+    policy: Policy, env: gymnasium.Env[Any, Any], episodes: int = 50, seed: int = EVALUATION
 ) -> list[EpisodeResult]:
     """Run `episodes` episodes in this process, the k-th from `seed + k`."""
     if episodes < 1:
@@ -139,7 +138,7 @@ def evaluate(
     policy_folder: Path,
     config: EvalConfig,
     log: Path,
-    progress: Progress = lambda done, total, note: None,
+    progress: Told = silent,
     launcher: Launcher = LOCAL,
 ) -> list[EpisodeResult]:
     """Evaluate a trained policy over workers, appending every finished episode to `log` (JSON lines).
@@ -160,7 +159,7 @@ def evaluate(
 
 
 def _evaluate(
-    policy_folder: Path, config: EvalConfig, log: Path, progress: Progress, launcher: Launcher
+    policy_folder: Path, config: EvalConfig, log: Path, progress: Told, launcher: Launcher
 ) -> list[EpisodeResult]:
     description = files.read_json(policy_folder / "policy.json")
     seeds = range(config.seed, config.seed + config.episodes)

@@ -76,7 +76,7 @@ def bench_ros2(argv: Sequence[str]) -> int:
         "s2robot bench ros2 --seconds 300 --hz 30 --size 480x640 --json",
         "--encoder.scales 1,2,3",
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     command.shorthands(parser, seconds="seconds", hz="hz", size="size")
     options, rest = command.parse(parser, argv)
     config = configuration.load(Ros2BenchConfig, None, command.overrides(options, rest))

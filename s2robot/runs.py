@@ -50,6 +50,7 @@ SUMMARY: dict[str, Any] = {
     "seed": NUMBER,
     "evaluation_seeds": [NUMBER],  # first and last
     "demos": NUMBER,
+    "dataset": {"name": TEXT, "fingerprint": TEXT},  # of the demonstrations it learned from
     "encoder": {"name": TEXT, "scales": [NUMBER], "parameters": NUMBER, "fingerprint": TEXT},
     "policy": {"kind": TEXT, "parameters": NUMBER, "execute": NUMBER},  # execute: actions played a look
     "stages": [{"name": TEXT, "seconds": NUMBER, "detail": TEXT}],

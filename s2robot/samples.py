@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2robot import machine, ranks, registry
+from s2robot import machine, ranks
 from s2robot.datasets import DemoDataset
 from s2robot.errors import InvalidInput
 from s2robot.frames import Frames, Rows
@@ -31,6 +31,16 @@ PIECE = 128  # rows read at once
 SPARE = 400 << 20  # bytes that reading a store and training take besides
 SHARE = 0.8  # of the rest of free memory that samples may take
 _log = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """Windows of T observations of one episode, oldest first, and what the expert did after each of them."""
+
+    seen: Tensor  # (B, T, ...) as `Neck.kept` keeps it: compressed maps (V, C, h, w), or frames
+    proprioception: Tensor  # (B, T, Q)
+    goal: Tensor  # (B, T, G)
+    actions: Tensor  # (B, T, A, M)
+    valid: Tensor  # (B, T, A): 0 beyond the end of the episode
 
 
 @dataclass(frozen=True)
@@ -50,14 +60,14 @@ class Samples:
         """In how many versions each step can be seen, the plain one among them."""
         return len(self.seen) // len(self.window)
 
-    def take(self, rows: Tensor, device: torch.device, versions: Tensor | None = None) -> Any:
-        """The `policies.neck.Batch` of these rows (B,), on a device.
+    def take(self, rows: Tensor, device: torch.device, versions: Tensor | None = None) -> Batch:
+        """These rows (B,), on a device.
 
         versions: (B,) which one each window is seen in, the whole of it; default: all in the plain one, 0.
         """
         past, shown = self._looks(rows, versions)
         fields = (self.proprioception, self.goal, self.actions, self.valid)
-        return registry.neck().Batch(self.seen[shown].to(device), *(field[past].to(device) for field in fields))
+        return Batch(self.seen[shown].to(device), *(field[past].to(device) for field in fields))
 
     def expect(self, rows: Tensor, versions: Tensor) -> None:
         """These will be taken next: have them read from disk meanwhile."""
@@ -80,7 +90,7 @@ def check_stride(policy: Any, stride: int) -> None:
         raise InvalidInput(f"--encode.stride is {stride}; expected a whole number from 1 on")
     if policy.context > 1 and policy.execute % stride:
         raise InvalidInput(
-            f"The policy looks every {policy.execute} steps (--policy.execute) and every {stride}th is encoded"
+            f"The policy looks every {policy.execute} steps (--policy.execute) and one of {stride} steps is encoded"
             " (--encode.stride): a context needs the first to be a multiple of the second"
         )
 

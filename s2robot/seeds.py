@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-EVALUATION_SEED = 100_000
-SEED_USES = {0: "evaluation", 500_000: "validation", 1_000_000: "demonstrations"}
+EVALUATION, VALIDATION, DEMONSTRATIONS, TRAINING = 100_000, 500_000, 1_000_000, 1_000_000_000
+"""The first seed of each."""
+
+APART = 1_000_000
+"""Between the first demonstrations of two runs that differ by their seed, and the first training episodes of two."""
+
+SEED_USES = {0: "evaluation", VALIDATION: "validation", DEMONSTRATIONS: "demonstrations", TRAINING: "training"}
 """First seed -> what seeds from there on are for."""
 
 

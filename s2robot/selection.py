@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import filecmp
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from s2robot import files
 from s2robot.launchers import LOCAL, Launcher
+from s2robot.progress import Told, silent
 from s2robot.rollouts import EvalConfig, evaluate
-from s2robot.seeds import SEED_USES
-
-VALIDATION_SEED = next(seed for seed, use in SEED_USES.items() if use == "validation")
+from s2robot.seeds import VALIDATION
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class ValidationConfig:
     """How snapshots are judged."""
 
     episodes: int = 0  # each; 0: not at all
-    seed: int = VALIDATION_SEED
+    seed: int = VALIDATION
     fidelity: str = "fast"
     workers: int = 0  # processes; 0 takes every core
 
@@ -38,7 +36,7 @@ class ValidationConfig:
 def select(
     run: Path,
     config: ValidationConfig,
-    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    progress: Told = silent,
     launcher: Launcher = LOCAL,
 ) -> Path:
     """Judge every snapshot and the last weights; copy the best to `<run>/best` (of equals the latest).

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from s2robot import command, files, progress
+from s2robot import command, progress
 from s2robot import config as configuration
 
 
@@ -32,15 +32,22 @@ def do_serve(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--without-token", action="store_true", help="let anyone in, also where other machines reach --host"
     )
-    parser.add_argument("--json", action="store_true", help="say what is served as one line of JSON")
+    command.json_option(parser, "say what is served as one line of JSON")
     options, rest = command.parse(parser, argv)
     config = configuration.load(serve.ServeConfig, None, rest)
     token = serve_access.read_token(options.token_file)
     serve_access.check_host(config.host, token, options.without_token)
     serve.check_packages()
-    policy, interface = serve_policy.load(
-        options.run, engine=config.engine, precision=config.precision, execute=config.execute
-    )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # while it loads both are told alike
+    try:
+        policy, interface = serve_policy.load(
+            options.run, engine=config.engine, precision=config.precision, execute=config.execute
+        )
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped before it served")
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
     server = serve.PolicyServer(policy, interface, config, token)
 
     def ready(url: str) -> None:
@@ -93,7 +100,7 @@ def bench_serve(argv: Sequence[str]) -> int:
         ", ".join(f"--{name}" for name in configuration.keys(ServeBenchConfig) if name != "run"),
     )
     parser.add_argument("run", help="a run folder that holds policy/")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     options, rest = command.parse(parser, argv)
     config = configuration.load(ServeBenchConfig, None, command.first_word("run", options.run, rest))
     console = Console(stderr=options.json)
@@ -132,11 +139,14 @@ def bench_soak(argv: Sequence[str]) -> int:
         ", ".join(f"--{name}" for name in configuration.keys(bench.SoakConfig) if name != "run"),
     )
     parser.add_argument("run", help="a run folder that holds policy/")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     options, rest = command.parse(parser, argv)
     config = configuration.load(bench.SoakConfig, None, command.first_word("run", options.run, rest))
     console = Console(stderr=options.json)
     with progress.bar("soak", console) as told:
         result = bench.bench_soak(config, told)
-    print(json.dumps(files.plain(result), indent=2) if options.json else bench.as_table(result))
+    if options.json:
+        command.tell_json(result)
+    else:
+        print(bench.as_table(result))
     return 0 if result["passed"] else 1

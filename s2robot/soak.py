@@ -22,8 +22,8 @@ from s2robot import machine, statistics
 from s2robot.adapters import wire
 from s2robot.errors import InvalidInput
 from s2robot.malformed import broken_message, flipped
+from s2robot.progress import Told
 
-Progress = Callable[[int, int, str], None]
 Step = tuple[dict[str, Any], NDArray[np.float32]]  # an observation, and the answer
 PATIENCE = 120.0  # for an answer [s]
 STRANGERS_HZ = 5.0  # what the stranger does a second
@@ -79,7 +79,7 @@ def ask(connection: Any, message: bytes) -> Any:
 
 
 def press(
-    url: str, process: subprocess.Popen[str], episodes: list[list[Step]], config: ServeBenchConfig, progress: Progress
+    url: str, process: subprocess.Popen[str], episodes: list[list[Step]], config: ServeBenchConfig, progress: Told
 ) -> dict[str, Any]:
     """Let clients and stranger loose on a server, for `seconds`; returns what was found, in plain numbers.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -70,6 +70,12 @@ class Stream:
         self._lock = threading.Lock()
         self.watch = None if watch is None else CameraWatch(camera, watch)
         self.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def reset(self) -> None:
         """Forget every tile and all statistics: a new episode, or the camera was moved."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def do_study(argv: Sequence[str]) -> int:
     parser.add_argument("--levels", default=None, help="levels instead of the study's: 15,30")
     parser.add_argument("--shifts", default=None, help="judge under these, as eval --shift has them: none;all/test")
     command.launcher(parser, "each run is a piece")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
+    command.json_option(parser, "print the results as JSON at the end")
     options, rest = command.parse(parser, argv)
     shifts = [each.strip() for each in (options.shifts or "").split(";") if each.strip()]
     chosen = {
@@ -48,7 +47,7 @@ def do_study(argv: Sequence[str]) -> int:
     console.print(f"{study.title}: {len(list(cells(study)))} runs", highlight=False)
     page = run_study(study, out, console, options.data, find_launcher(options.launcher))
     if options.json:
-        print(json.dumps(files.read_json(out / "results.json")))
+        command.tell_json(files.read_json(out / "results.json"))
     console.print(str(page), highlight=False)
     return 0
 

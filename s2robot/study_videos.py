@@ -9,23 +9,23 @@ A table says how often; a failure beside a success from the same start says at w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from s2robot import files, seals, video
+from s2robot.progress import Told, silent
 from s2robot.rollouts import load_actor, make_env_for, read_results, record_episode
 
 if TYPE_CHECKING:
     from s2robot.study import Cell
 
 FILE = "videos.json"
-Progress = Callable[[int, int, str], None]
 
 
-def film(cells: Sequence[Cell], shift: str, out: Path, progress: Progress = lambda done, total, note: None) -> None:
+def film(cells: Sequence[Cell], shift: str, out: Path, progress: Told = silent) -> None:
     """Record, or leave what is there if it is of the same episodes. Nothing where the arms never disagree."""
     first = [cell for cell in cells if (cell.level, cell.seed) == (cells[0].level, cells[0].seed)]
     logs = {cell.arm: _log(cell, shift, out) for cell in first}

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from s2robot import engines, files, registry, seals
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, S2RobotError
+from s2robot.precision import single_precision
 from s2robot.runs import find_policy
 from s2robot.types import Policy
 
 SUM = "weights_sha256"  # in policy.json: of policy.safetensors; older policies have none
 
 
+@single_precision()
 def load_policy(
     folder: str | Path,
     device: str | None = None,

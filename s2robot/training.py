@@ -27,6 +27,8 @@ from s2robot.encoder import EncoderConfig
 from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.frames import Frames
 from s2robot.lesson import Lesson
+from s2robot.precision import single_precision
+from s2robot.progress import Told, silent
 from s2robot.ranks import Ranks
 from s2robot.samples import Samples, Source, gather
 from s2robot.schedule import learning_rate
@@ -34,7 +36,6 @@ from s2robot.settings import SETTINGS, hold_against
 from s2robot.store import FeatureStore
 from s2robot.trained import save_policy
 
-Progress = Callable[[int, int, str], None]
 VALID_EVERY = 50
 APART = 7_919_000_003  # between the seeds of processes that share a batch
 
@@ -73,6 +74,7 @@ class TrainConfig:
             )
 
 
+@single_precision()
 def train(
     dataset: DemoDataset,
     source: Source,
@@ -81,7 +83,7 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
-    progress: Progress = lambda done, total, note: None,
+    progress: Told = silent,
     device: str | None = None,
 ) -> Path:
     """Train into folder `out`, or resume there; return it.
@@ -113,7 +115,7 @@ def train(
 
 
 def _learn(
-    lesson: Lesson, settings: dict[str, Any], out: Path, where: torch.device, here: Ranks, progress: Progress
+    lesson: Lesson, settings: dict[str, Any], out: Path, where: torch.device, here: Ranks, progress: Told
 ) -> None:
     """All of it, on this process; the first one keeps what comes of it."""
     state, samples = _prepare(lesson, out, where, here)
@@ -209,7 +211,7 @@ def _loop(
     rows: Tensor,
     config: TrainConfig,
     here: Ranks,
-    progress: Progress,
+    progress: Told,
     note: Callable[[float], None] = lambda loss: None,
 ) -> None:
     """All steps that are left; note: called after each, with its loss."""

@@ -15,9 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from s2robot import command, files, plugins, progress, registry, remote, statistics
 from s2robot import config as configuration
 from s2robot.dataset_verbs import dataset_rows
@@ -54,7 +51,7 @@ def do_demo(argv: Sequence[str]) -> int:
 
     name = options.config or ("demo-quick" if options.quick else "demo")
     overrides = command.overrides(options, rest) + (["--baselines", "true"] if options.baselines else [])
-    console = Console()
+    console = command.console()
     page = run(configuration.load(run_schema(command.chosen_kind(options, name)), name, overrides), console)
     summary = files.read_json(page.parent / "summary.json")
     rate = statistics.percent(summary["success_rate"], *summary["interval"])
@@ -81,7 +78,7 @@ def do_collect(argv: Sequence[str]) -> int:
     options, rest = command.parse(parser, argv)
     config = configuration.load(CollectConfig, None, command.first_word("task", options.task, rest))
     registry.get_task(config.task, config.robot)
-    console = Console()
+    console = command.console()
     if remote.is_remote(options.out) and remote.exists(options.out):
         dataset = whole(options.out, config)
     else:
@@ -93,7 +90,8 @@ def do_collect(argv: Sequence[str]) -> int:
             remote.store(out, options.out)
             shutil.rmtree(out.parent)
     where, cameras = remote.shown(options.out), ", ".join(dataset.cameras)
-    console.print(f"{where}: {len(dataset)} demonstrations, {dataset.total} steps, cameras {cameras}")
+    there = f"; {config.demos} were asked for, and so many were there" * (len(dataset) != config.demos)
+    console.print(f"{where}: {len(dataset)} demonstrations, {dataset.total} steps, cameras {cameras}{there}")
     return 0
 
 
@@ -125,14 +123,13 @@ def do_encode(argv: Sequence[str]) -> int:
     config: Any = configuration.load(schema, None, rest)
     encoder = EncoderConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(EncoderConfig)})
     root = options.out or remote.beside(options.dataset, "features")
-    console, launcher = Console(), find_launcher(options.launcher, options.workers)
+    console, launcher = command.console(), find_launcher(options.launcher, options.workers)
     with progress.bar("encode", console) as report:
         workers = options.workers if launcher is LOCAL else launcher
         settings = {"stride": options.stride, "versions": options.versions, "augment": config.augment}
         store = encode_dataset(options.dataset, encoder, root, workers=workers, **settings, progress=report)
-    console.print(
-        f"{store.folder}: {len(store)} steps, map {store.map.shape[1:]}, {encoder.name} at scales {encoder.scales}"
-    )
+    looks = ", ".join(encoder.scale_names)
+    console.print(f"{store.folder}: {len(store)} steps, map {store.map.shape[1:]}, {encoder.name} at {looks}")
     for version in store.versions:
         console.print(f"{version.folder}: version {version.version}")
     return 0
@@ -152,7 +149,7 @@ def do_list(argv: Sequence[str]) -> int:
     kinds = {"encoders": _encoders, "tasks": _tasks, "policies": _policies, "configs": _configs}
     parser.add_argument("kind", nargs="?", choices=[*sorted(kinds), "datasets"], help="default: all but datasets")
     parser.add_argument("folder", nargs="?", default=None, help="of datasets: where to look (default: here)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    command.json_option(parser)
     options = parser.parse_args(list(argv))
     if options.folder is not None and options.kind != "datasets":
         raise UsageError(f"{options.folder}: a folder is for datasets: s2robot list datasets {options.folder}")
@@ -168,7 +165,7 @@ def do_list(argv: Sequence[str]) -> int:
         command.tell_json(found)
         return 0
     for name, rows in found.items():
-        table = Table(title=name, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table = command.table(title=name)
         if not rows:
             print(f"no datasets below {folder}; make one: s2robot collect --help")
             continue
@@ -177,8 +174,7 @@ def do_list(argv: Sequence[str]) -> int:
             table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column == "name")
         for row in rows:
             table.add_row(*[_short(row[column]) for column in columns])
-        console = Console()
-        console.width = console.width if console.is_terminal else UNFOLDED  # for `grep`: a line a row
+        console = command.console()
         console.print(table)
     return 0
 
@@ -186,7 +182,7 @@ def do_list(argv: Sequence[str]) -> int:
 def _short(value: Any) -> str:
     if value is None:
         return "unknown"
-    return f"{value / 1e6:.1f} M" if isinstance(value, int) and value > 10**6 else str(value)
+    return f"{value / 1e6:.1f} M" if isinstance(value, int) and value > 10**5 else str(value)
 
 
 def _encoders() -> Any:

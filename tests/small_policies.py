@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from s2robot import files, registry
+from s2robot.compression import Shapes
 from s2robot.encoder import EncoderConfig
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
@@ -24,7 +25,7 @@ def small_policy(folder: Path, kind: str = "bc-mlp", task: str = "Lift", **setti
     module, encoder = registry.policy_module(kind), EYE.build("cpu")
     config = module.CONFIG(**settings)
     proprioception, goal = FIELDS[task]
-    shapes = registry.neck().Shapes(
+    shapes = Shapes(
         len(CAMERAS), EYE.groups, encoder.contract.width, encoder.grid_of((FRAME, FRAME)), proprioception, 4, goal
     )
     with torch.random.fork_rng(devices=[]):

@@ -12,10 +12,12 @@ import timm
 import timm.models.eva
 import timm.models.vision_transformer
 import torch
+from small_encoders import random_frames
 from torch import Tensor, nn
 
 from s2robot.backbones import FrozenViT, load_backbone
 from s2robot.catalogue import find_encoder
+from s2robot.encoder import load_encoder
 from s2robot.errors import InvalidInput
 
 SMALL = {"embed_dim": 96, "depth": 2, "num_heads": 3}
@@ -92,8 +94,47 @@ def test_a_backbone_cannot_be_unfrozen(tiny: FrozenViT) -> None:
     for backbone in (tiny, tiny.at((64, 96))):
         assert backbone.train() is backbone
         assert backbone.requires_grad_() is backbone
+        before = {name: value.clone() for name, value in backbone.state_dict().items()}
+        holder = nn.Sequential(backbone, nn.Linear(3, 3))
+        holder.apply(lambda module: nn.init.ones_(module.weight) if isinstance(module, nn.Linear) else None)
+        assert holder[1].weight.eq(1).all()  # a policy may initialise its own layers
+        assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
         assert not any(module.training for module in backbone.modules())
         assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("how", ["in place", "from a vector", "a table of positions"])
+def test_weights_written_to_behind_its_back_are_noticed(how: str) -> None:
+    backbone = load_backbone(random_weights=True)
+    other, before = backbone.at((64, 96)), backbone.generation
+    assert backbone.generation == before
+    with torch.no_grad():
+        if how == "in place":
+            next(backbone.model.blocks.parameters()).mul_(1.5)
+        elif how == "from a vector":
+            whole = nn.utils.parameters_to_vector(backbone.parameters())
+            nn.utils.vector_to_parameters(1.5 * whole, backbone.parameters())
+        else:
+            backbone.model.pos_embed.mul_(0.0)
+            assert other.model.pos_embed.any()
+    assert backbone.generation != before
+    if how != "in place":  # what was made from the trained positions is made anew
+        again = load_backbone(random_weights=True)
+        again.load_state_dict(backbone.state_dict())
+        torch.testing.assert_close(backbone.at((64, 96)).model.pos_embed, again.at((64, 96)).model.pos_embed)
+
+
+def test_the_callers_default_type_is_not_that_of_the_weights() -> None:
+    known = load_encoder(fusion="project", width=8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        encoder = load_encoder(fusion="project", width=8)
+        assert encoder.dtype == torch.float32 and encoder.fingerprint == known.fingerprint
+        frames = random_frames(1, 1, 64, 64, 3)
+        torch.testing.assert_close(encoder(frames).map, known(frames).map)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_random_weights_follow_the_seed_alone() -> None:

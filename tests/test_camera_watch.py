@@ -132,6 +132,29 @@ def test_the_server_holds_stops_and_reports(tmp_path: Path) -> None:
         assert np.array_equal(client.ask(flat(good) | {"reset": True})["actions"], first)
 
 
+def test_what_was_overtaken_on_its_way_is_not_seen_after_what_is_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames and joints: two paths, or a network, may change their order. A clock that was set back starts anew."""
+    camera, complaints = CameraInput("top", "/top", threading.Condition(), allowed=0.5), ros2_inputs.Complaints(print)
+    monkeypatch.setattr(ros2_observing, "frame_of", lambda message: np.full((8, 8, 3), message[1], np.uint8))
+    for module in (ros2_inputs, ros2_observing):
+        monkeypatch.setattr(module, "stamp_of", lambda message: message[0])
+    monkeypatch.setattr(ros2_observing, "joint_values", lambda message, joints: message[1])
+    state = ros2_observing.StateInput(["x", "y"], [], complaints, ("/joints", "/array"), allowed=0.5)
+    for stamp, value, seen in [
+        ((10, 0), 1, 1), ((9, 900_000_000), 2, 1), ((10, 100_000_000), 3, 3), ((9, 600_000_001), 4, 3), ((9, 0), 5, 5),
+        (None, 6, 6),
+    ]:  # fmt: skip
+        camera.latest.put((stamp, value))
+        camera.refresh(complaints)
+        assert camera.frame is not None and camera.frame[0, 0, 0] == seen
+        state.on_joints((stamp, {"x": value}))
+        assert state.values()["x"].value == seen
+    for tally in (camera.latest.tally, state.tallies["/joints"]):
+        assert tally.counts() == {"received": 6, "used": 4, "dropped": 2, "refused": 0}
+    state.on_joints(((8, 900_000_000), {"y": 1.0}))  # another publisher's joint: nothing newer is known of it
+    assert state.values()["y"].value == 1.0
+
+
 def test_the_nodes_input_says_why_one_may_not_act(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `s2robot ros2 act` decides by, with its own message; a node is watched in tests/test_ros2.py."""
     camera = CameraInput("top", "/top/image_raw", threading.Condition(), WatchConfig(blank="stop"))

@@ -52,6 +52,12 @@ def test_equal_ratios_are_equal_distances_on_a_log_axis() -> None:
     assert {"1", "10", "100"} <= set(words(svg))
 
 
+def test_whole_things_are_counted_in_whole_numbers() -> None:
+    dots = [Dot(place, 10.0 * place, str(place), crossed=False) for place in (1, 2, 3)]
+    ticks = [float(word) for word in words(dot_chart_svg(dots, ("yes", "no"), "", "rollout", "")) if word.isdigit()]
+    assert {1.0, 2.0, 3.0} <= set(ticks) and "1.5" not in words(dot_chart_svg(dots, ("yes", "no"), "", "rollout", ""))
+
+
 def test_values_that_cannot_be_drawn_are_left_out() -> None:
     series = Series("loss", [0, 1, 2, 3, 4], [1.0, math.nan, math.inf, 0.0, 2.0])
     assert len(line_points(line_chart_svg([series], "t", "x", "y"))) == 3

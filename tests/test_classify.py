@@ -16,6 +16,7 @@ from s2robot import cli, files, image_vectors
 from s2robot.classify import ClassifyConfig, classify
 from s2robot.errors import CorruptFile, InvalidInput
 from s2robot.labelled import find_labelled
+from s2robot.statistics import wilson
 
 COLOURS = {"green": (40, 200, 40), "grey": (120, 120, 120), "red": (200, 40, 40)}
 EACH = 20  # images of a class
@@ -66,6 +67,8 @@ def test_colours_are_found_by_who_sees_and_not_by_who_does_not(photos: Path, tmp
     for head in ("mean", "cls"):
         found = accuracy(result, head)
         assert found["see", "base"] == found["see", "s2"] == 1 and found["blind", "s2"] < 0.7
+    score = result["rows"][0]["scores"]["mean"]  # 15 of 15 right is no certainty
+    assert (score["low"], score["high"]) == pytest.approx(wilson(15, 15)) and score["low"] < 0.8
     assert result["commonest"] == pytest.approx(1 / 3)
     (less,) = [each for each in result["differences"] if each["a"] == ["blind", "s2"] and each["b"] == ["see", "s2"]
                and each["measure"] == "mean"]  # fmt: skip

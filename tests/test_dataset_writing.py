@@ -26,6 +26,12 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     ("episodes", "said"),
     [
         (lambda: [make_episode(1), make_episode(2, actions=np.zeros((9, 9), np.float32))], "."),
+        (lambda: [make_episode(1), make_episode(2, goal=None)], "goal of a step is missing, and in the first"),
+        (lambda: [make_episode(1, frames=make_episode(1).frames[:, :1])], r"seed 1 has 1 views; camera_names are \["),
+        (
+            lambda: [make_episode(1, frames=make_episode(1).frames / np.float32(255))],
+            r"of floats in \[0, 1\]: \(255 \* frames\)",
+        ),
         (lambda: [make_episode(1), make_episode(1)], "Two episodes have the seed 1"),
         (lambda: [make_episode(1), {}], "Episode 1 is a dict"),
         (list, "No episodes"),

@@ -123,7 +123,6 @@ def test_runners_stay_in_their_process_and_with_their_weights(engine: str) -> No
     close(twin(frames), expected)
     other = small_encoder(seed=1)
     twin.load_state_dict(other.state_dict())
-    assert not twin._runners
     close(twin(frames), other(frames))
     assert not torch.allclose(twin(frames).map, expected.map, atol=0.1)
     close(encoder(frames), expected)
@@ -343,3 +342,18 @@ def test_an_engine_says_what_it_is() -> None:
     assert str(Engine("torch", "fp16", CUDA)) == "torch fp16 on cuda"
     assert str(Engine("openvino", "fp32", CPU)) == f"openvino fp32 on cpu, {torch.get_num_threads()} threads"
     assert Engine("torch", "fp32", CPU).runner(small_vit())(torch.zeros(3, 3, 32, 32))[1].shape == (3, 16, 4, 4)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_weights_written_to_in_place_are_another_encoders(engine: str) -> None:
+    """What is stored is kept by the fingerprint, and an engine's copy of the weights must not outlive them."""
+    encoder, frames = load_encoder(random_weights=True, engine=engine, device="cpu"), random_frames(1, 1, 64, 64, 3)
+    before, known = encoder(frames).map, encoder.fingerprint
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.mul_(0.9)
+    after = encoder(frames).map
+    assert encoder.fingerprint != known and not torch.allclose(before, after)
+    again = copy.deepcopy(encoder)
+    assert again.fingerprint == encoder.fingerprint
+    torch.testing.assert_close(again(frames).map, after)

@@ -14,6 +14,7 @@ from test_datasets import CAMERAS, make_episode, write
 
 from s2robot import registry
 from s2robot.adapters import lerobot
+from s2robot.compression import Compression
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, UnknownName
 
@@ -85,7 +86,7 @@ def test_features_are_the_encoders_own_and_images_pass_the_processors_untouched(
     expected = ONE_SCALE.build("cpu")(frames.numpy())
     torch.testing.assert_close(policy._read(frames), expected.map, atol=1e-4, rtol=0)
     assert policy._seen(batch).shape == (2, 2, 64, 8, 8)
-    fitted = registry.neck().Compression(policy.network.shapes, 64)
+    fitted = Compression(policy.network.shapes, 64)
     fitted.fit(policy.encoder(np.concatenate([make_episode(seed).frames for seed in SEEDS])).map)
     for name, value in fitted.state_dict().items():  # as `s2robot train` fits it to all observations
         torch.testing.assert_close(policy.network.compression.state_dict()[name], value, atol=1e-2, rtol=1e-2)

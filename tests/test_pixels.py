@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from small_encoders import random_frames, small_encoder
 
 from s2robot import cli, files, registry, training
+from s2robot.compression import Shapes
 from s2robot.datasets import DemoDataset, Episode, write_dataset
 from s2robot.demo import DemoConfig
 from s2robot.encoder import Encoder, EncoderConfig, load_encoder
@@ -23,9 +24,9 @@ from s2robot.lesson import Lesson
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.policies.cnn import CNNConfig, CNNNetwork
 from s2robot.policies.finetune import FinetuneConfig, FinetuneNetwork
-from s2robot.policies.neck import Batch, Shapes
 from s2robot.policies.pixels import random_shift
 from s2robot.ranks import Ranks
+from s2robot.samples import Batch
 from s2robot.store import encode_dataset
 from s2robot.study_results import _cost_of_seeing
 from s2robot.trained import load_policy

@@ -42,7 +42,7 @@ def test_cls_and_mean_train_and_act(dataset: DemoDataset, store: FeatureStore, t
 
 def test_a_context_between_encoded_steps_is_refused(dataset: DemoDataset, tmp_path: Path) -> None:
     store = encode_dataset(dataset.path, ENCODER, tmp_path / "features", workers=1, stride=3)
-    with pytest.raises(InvalidInput, match=r"every 4 steps .* every 3th is encoded"):
+    with pytest.raises(InvalidInput, match=r"every 4 steps .* one of 3 steps is encoded"):
         train(dataset, store, ENCODER, RNNConfig(), TrainConfig(steps=5), tmp_path)
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from s2robot import registry, samples
+from s2robot.compression import Compression, Shapes, rows_to_fit
 from s2robot.contribution import by_scale
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.policies.acting import FeaturePolicy
 from s2robot.policies.bc_mlp import BCConfig, BCNetwork
 from s2robot.policies.bc_rnn import Mixture, RNNConfig
-from s2robot.policies.neck import Batch, Compression, Shapes, rows_to_fit
 from s2robot.policies.readout import READOUTS, SpatialReadout
+from s2robot.samples import Batch
 from s2robot.types import Features
 
 SHAPES = Shapes(views=2, scales=2, width=12, grid=(4, 4), proprioception=5, actions=4)

@@ -210,7 +210,7 @@ def test_stage_times_add_up(run_folder: Path) -> None:
 
 def test_every_rollout_is_there_and_failures_are_named(run_folder: Path) -> None:
     page = report(run_folder)
-    assert "Failed on seeds 100007." in page.words
+    assert "Failed on seed 100007." in page.words
     assert page.tips["seed 100007: failure after 57 steps"] == "path"  # a cross, not a disc
     assert page.tips["seed 100049: success after 99 steps"] == "circle"
     assert len(page.tips) == 50
@@ -266,6 +266,23 @@ def test_a_bare_summary_gives_a_page_of_plain_sentences(tmp_path: Path) -> None:
     words = report(tmp_path).words
     assert f"s2robot run {tmp_path.name}" in words
     assert "has not been evaluated yet" in words
+
+
+def test_a_policy_that_was_trained_alone_says_what_it_learned_from_and_not_how_others_are_collected(
+    run_folder: Path,
+) -> None:
+    (run_folder / "config.yaml").write_text("collect: {demos: 777}\ntrain: {steps: 5}\neval: {episodes: 888}\n")
+    learned = {"name": "lift.hdf5", "fingerprint": "0123abcd"}
+    words = report(run_folder, stages=None, demos=6, dataset=learned, evaluation={"episodes": 3}).words
+    assert "6, lift.hdf5, 0123abcd" in words and "episodes: 3" in words and "steps: 5" in words
+    assert "777" not in words and "888" not in words and "Where the time went" not in words and "`" not in words
+    assert "777" in report(run_folder, stages=SUMMARY["stages"]).words  # a demo collects
+
+
+@pytest.mark.parametrize(("encoder", "tiles"), [({"sizes": [128]}, False), ({"scales": [1]}, False), ({}, True)])
+def test_tiles_are_told_of_where_there_are_several_scales(run_folder: Path, encoder: Any, tiles: bool) -> None:
+    words = report(run_folder, encoder=encoder or SUMMARY["encoder"]).words
+    assert ("once as a whole" in words) == tiles and "it describes every patch" in words
 
 
 def test_no_failure_is_good_news_not_a_gap(run_folder: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from s2robot import cli, files
-from s2robot.collect import SEEDS_PER_RUN, CollectConfig, Disturbance, _first_successes, collect, demonstrate
+from s2robot.collect import CollectConfig, Disturbance, _first_successes, collect, demonstrate
 from s2robot.encoder import EncoderConfig
 from s2robot.envs.bridge import RobosuiteEnv
 from s2robot.errors import CorruptFile, InvalidInput
@@ -27,8 +27,8 @@ from s2robot.rollouts import (
     rollout,
     run_episode,
 )
-from s2robot.seeds import EVALUATION_SEED, seed_uses
-from s2robot.selection import VALIDATION_SEED, ValidationConfig, select
+from s2robot.seeds import DEMONSTRATIONS, EVALUATION, VALIDATION, seed_uses
+from s2robot.selection import ValidationConfig, select
 from s2robot.store import encode_dataset
 from s2robot.trained import load_policy
 from s2robot.training import TrainConfig, train
@@ -110,7 +110,7 @@ def test_evaluation_is_the_same_in_any_number_of_processes_and_resumes(policy_fo
     two = evaluate(policy_folder, EvalConfig(episodes=3, fidelity="fast", workers=2), tmp_path / "two.jsonl")
     assert kept in (1, 2)
     assert outcome(two) == outcome(alone)
-    assert [r.seed for r in alone] == [EVALUATION_SEED + k for k in range(3)]
+    assert [r.seed for r in alone] == [EVALUATION + k for k in range(3)]
 
 
 def test_demonstrations_hold_the_clean_action_beside_the_disturbed_one(lift_env: RobosuiteEnv) -> None:
@@ -166,7 +166,7 @@ def test_collection_is_the_same_file_for_any_number_of_workers(tmp_path: Path) -
 
 
 def test_demonstration_and_evaluation_seeds_never_meet() -> None:
-    assert EVALUATION_SEED + 800_000 < SEEDS_PER_RUN
+    assert EVALUATION + 800_000 < DEMONSTRATIONS
     with pytest.raises(InvalidInput, match="demos"):
         collect(CollectConfig(demos=0), Path("nowhere.hdf5"))
 
@@ -175,8 +175,8 @@ def test_seeds_that_a_choice_was_made_on_are_called_so() -> None:
     assert seed_uses(range(100_000, 100_100)) == ["evaluation"]
     assert seed_uses(range(499_999, 500_000)) == ["evaluation"]
     assert seed_uses(range(499_999, 500_001)) == ["evaluation", "validation"]
-    assert seed_uses(range(VALIDATION_SEED, VALIDATION_SEED + 20)) == ["validation"]
-    assert seed_uses(range(SEEDS_PER_RUN, SEEDS_PER_RUN + 1)) == ["demonstrations"]  # of `collect --seed 0`
+    assert seed_uses(range(VALIDATION, VALIDATION + 20)) == ["validation"]
+    assert seed_uses(range(DEMONSTRATIONS, DEMONSTRATIONS + 1)) == ["demonstrations"]  # of `collect --seed 0`
 
 
 def test_the_first_successes_in_order_are_kept() -> None:
@@ -285,7 +285,7 @@ def test_an_evaluation_on_validation_seeds_says_so(
 ) -> None:
     shutil.copytree(policy_folder, tmp_path / "policy")
     words = ["eval", str(tmp_path), "--episodes", "1", "--fidelity", "fast", "--launcher", "here", "--json"]
-    for seed, use in ((7, "evaluation"), (VALIDATION_SEED, "validation")):
+    for seed, use in ((7, "evaluation"), (VALIDATION, "validation")):
         assert cli.main([*words, "--seed", str(seed)]) == 0
         printed = capsys.readouterr()
         assert json.loads(printed.out)["seeds_of"] == [use]

@@ -155,6 +155,7 @@ def test_features_travel_with_stamp_shape_and_every_bit(kind: str) -> None:
     got = read_array(array_message(values, labels, (12, 7), "camera frame"))
     assert np.array_equal(got.values, values)
     assert (got.labels, got.stamp, got.frame_id) == (labels, (12, 7), "camera frame")
+    assert read_array(array_message(values, labels, (-5, 7))).stamp == (-5, 7)  # ROS counts seconds with a sign
     plain = array_message(values, labels)
     assert list(plain.data) == values.ravel().tolist()  # for those who ignore the layout
     assert [axis.stride for axis in plain.layout.dim][:2] == [values.size] * 2 and read_array(plain).stamp == (0, 0)

@@ -15,7 +15,7 @@ from small_servers import address, get, metric, plain_client, server_process, se
 
 import s2robot
 from s2robot import cli
-from s2robot.adapters import wire
+from s2robot.adapters import serve_policy, wire
 from s2robot.malformed import broken_message, flipped
 from s2robot.serve_verb import _welcome
 from s2robot.types import FRAMES, GOAL
@@ -208,6 +208,21 @@ def test_sigterm_ends_it_with_goodbyes_and_exit_code_0(runs: dict[str, Path]) ->
             client.recv(60)
         assert process.wait(60) == 0
         assert process.stderr is not None and process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_stopped_while_it_loads_ends_well(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve_policy, "load", lambda *_, **__: signal.raise_signal(number))
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+    try:
+        assert cli.main(["serve", "runs/x"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    assert capsys.readouterr().err == "Stopped before it served\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_taken_port_is_one_line(runs: dict[str, Path], served: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from small_policies import CAMERAS, EYE, FRAME, flat, observations, small_policy
 from s2robot.adapters import serve_policy, wire
 from s2robot.adapters.serve_policy import Interface
 from s2robot.adapters.serve_request import read_request
+from s2robot.compression import Shapes
 from s2robot.errors import InvalidInput, UsageError
 from s2robot.malformed import KINDS
 from s2robot.types import GOAL, PROPRIOCEPTION, check_observation
@@ -110,10 +111,10 @@ WIDE = {f"observation/{camera}": np.zeros((48, 64, 3), np.uint8) for camera in C
     (changed(observation__agentview=IMAGE[:32, :32]), "agentview 32x32, observation/robot0_eye_in_hand 64x64"),
     ({**changed(), **WIDE}, "Frames are 48x64 .rows x columns.; this policy was trained on 64x64"),
     (changed(frames=np.stack([IMAGE] * 2)), "Both 'frames' and observation/agentview"),
-    ({"observation/state": [0.0] * 7}, "Neither 'frames' and observation/agentview"),
+    ({"observation/state": [0.0] * 7}, "Neither 'frames' nor observation/agentview"),
     ({"frames": IMAGE[None], "proprioception": [0.0] * 7}, "expected 2 views: agentview, robot0_eye_in_hand"),
     ({"frames": np.zeros((2, 4096, 4096, 3), np.uint8), "proprioception": [0.0] * 7}, "largest side may be 2048"),
-    (changed(observation__state=None), "Neither 'proprioception' and 'observation/state'"),
+    (changed(observation__state=None), "Neither 'proprioception' nor 'observation/state'"),
     (changed(proprioception=[0.0] * 7), "Both 'proprioception' and 'observation/state'"),
     (changed(observation__state=np.zeros(5)), r"is \(5,\); this policy takes \(7,\) \(gripper_x"),
     (changed(observation__state=np.full(7, np.nan)), "holds NaN"),
@@ -147,7 +148,7 @@ def _pixel_policy(kind: str) -> tuple[Any, dict[str, Any]]:
     from s2robot.policies.acting import PixelPolicy
 
     module = registry.policy_module(kind)
-    shapes = registry.neck().Shapes(2, 1, 8, (4, 4), 7, 4, 0)
+    shapes = Shapes(2, 1, 8, (4, 4), 7, 4, 0)
     settings = {"size": 32, "widths": (8, 8, 8), "blocks": 1} if kind == "cnn" else {"size": 32}
     network = module.NETWORK.bare(module.CONFIG(**settings), shapes, EYE)
     return PixelPolicy(network), {"kind": kind, "task": None, "cameras": list(CAMERAS), "frame_size": FRAME}

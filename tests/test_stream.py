@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -110,6 +112,14 @@ def test_a_tile_that_did_not_change_keeps_its_bits(encoder: Encoder) -> None:
         for rows, columns, same in ((0, 0, True), (0, 4, True), (4, 0, False), (4, 4, True)):
             tile = (slice(None), slice(rows, rows + 4), slice(columns, columns + 4))
             assert torch.equal(fine[tile], was[tile]) == same
+
+
+def test_it_goes_to_another_process_with_what_it_knows(encoder: Encoder) -> None:
+    stream, frame = encoder.stream("top"), random_frames(64, 64, 3)
+    stream(frame)
+    for again in (copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))):
+        torch.testing.assert_close(again(frame).map, stream(frame).map, rtol=0, atol=0)
+        assert again.statistics().reused == 0.5
 
 
 def test_it_counts_what_it_reuses(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

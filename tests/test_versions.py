@@ -24,7 +24,8 @@ from s2robot.errors import InvalidInput
 from s2robot.lesson import Lesson
 from s2robot.policies.bc_mlp import BCConfig
 from s2robot.policies.bc_rnn import RNNConfig
-from s2robot.policies.neck import Batch, Neck
+from s2robot.policies.neck import Neck
+from s2robot.samples import Batch
 from s2robot.settings import SETTINGS
 from s2robot.store import FeatureStore, encode_dataset
 from s2robot.training import TrainConfig, train

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2robot import registry
+from s2robot.compression import Compression, Shapes, chosen_tokens
 from s2robot.encoder import Encoder, EncoderConfig
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput, UnknownName
 from s2robot.files import atomic
@@ -32,9 +32,6 @@ from s2robot.interface import encoder_said
 from s2robot.preprocess import check_frames
 from s2robot.scales import Size
 from s2robot.types import Features
-
-if TYPE_CHECKING:
-    from s2robot.policies.neck import Compression
 
 FEATURES = "features"  # the key under which they are observed
 KINDS = ("map", "tokens", "cls")
@@ -135,7 +132,7 @@ class FrameFeatures:
         if self.compression is None:
             found: Tensor = getattr(seen, self.kind)
             return found
-        maps = registry.neck().chosen_tokens(seen.map, seen.cls, self.kind)
+        maps = chosen_tokens(seen.map, seen.cls, self.kind)
         self._hold(maps.shape[1])
         compressed: Tensor = self.compression.to(maps.device)(maps)  # (B, V, C, h, w); encoders may be moved
         if self.kind == "cls":
@@ -174,7 +171,7 @@ def fit_compression(encoder: Encoder, frames: NDArray[np.uint8], components: int
     if not 1 <= components <= width:
         raise InvalidInput(f"components is {components}; this encoder has {width} channels a scale: 1 to {width}")
     seen = [encoder(part) for part in batch.split(FITTING_BATCH)]
-    maps = torch.cat([registry.neck().chosen_tokens(part.map, part.cls, kind) for part in seen])
+    maps = torch.cat([chosen_tokens(part.map, part.cls, kind) for part in seen])
     if len(maps) * maps[0, 0, 0].numel() < 2:
         raise InvalidInput("One look is too few to find principal components in: give more frames")
     compression = _compression(encoder, maps.shape[1], components, (maps.shape[3], maps.shape[4]))
@@ -183,10 +180,9 @@ def fit_compression(encoder: Encoder, frames: NDArray[np.uint8], components: int
 
 
 def _compression(encoder: Encoder, views: int, components: int, grid: Size) -> Compression:
-    neck, groups = registry.neck(), encoder.config.groups
-    shapes = neck.Shapes(views, groups, encoder.channels // groups, grid, proprioception=0, actions=0)
-    made: Compression = neck.Compression(shapes, components)
-    return made
+    groups = encoder.config.groups
+    shapes = Shapes(views, groups, encoder.channels // groups, grid, proprioception=0, actions=0)
+    return Compression(shapes, components)
 
 
 def _read(path: str | Path) -> tuple[str, str, EncoderConfig, str, dict[str, Tensor]]:

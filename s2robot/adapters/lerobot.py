@@ -96,7 +96,7 @@ def export(
                 try:
                     whole = dataset.episode(k).load()
                 except CorruptFile as error:
-                    damaged[dataset.name(k)] = str(error)
+                    damaged[dataset.name(k)] = error.why
                     continue
                 episode = replace(whole, frames=whole.frames[:, views])
                 text = _instruction(dataset.env_args, episode, instruction)

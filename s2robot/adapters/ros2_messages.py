@@ -204,7 +204,8 @@ def read_array(message: Any) -> Stamped:
     seconds, _, frame_id = said.partition(" ")
     sizes = tuple(axis.size for axis in axes)
     whole, point, part = seconds.partition(".")
-    if word != "look" or not (point and whole.isdigit() and part.isdigit()) or np.prod(sizes) != len(message.data):
+    is_stamp = point and whole.removeprefix("-").isdigit() and part.isdigit()
+    if word != "look" or not is_stamp or np.prod(sizes) != len(message.data):
         raise InvalidInput(f"An array of {len(message.data)} numbers, axes {look.label!r} {sizes}: not of s2robot")
     values = np.array(message.data, np.float32).reshape(sizes)
     return Stamped(values, tuple(axis.label for axis in axes), (int(whole), int(part)), frame_id)

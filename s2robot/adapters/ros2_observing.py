@@ -44,11 +44,29 @@ class Clock:
         return f"its stamp is {-age:.2f} s in the future: another clock" if age < -self.allowed else ""
 
 
-class CameraInput:
-    """One camera: the newest frame that could be read."""
+def is_overtaken(stamp: Stamp | None, before: Stamp | None, allowed: float) -> bool:
+    """Whether something that was true then came behind what is newer.
 
-    def __init__(self, name: str, topic: str, wake: threading.Condition, watch: WatchConfig | None = None) -> None:
-        self.name, self.latest = name, Latest(topic, wake)
+    allowed: seconds. By more than that a clock was set back, or a recording begins anew.
+    """
+    if stamp is None or before is None:
+        return False
+    behind = (before[0] - stamp[0]) + (before[1] - stamp[1]) * 1e-9
+    return 0 < behind <= allowed
+
+
+class CameraInput:
+    """One camera: the newest frame that could be read. allowed: seconds, see `is_overtaken`."""
+
+    def __init__(
+        self,
+        name: str,
+        topic: str,
+        wake: threading.Condition,
+        watch: WatchConfig | None = None,
+        allowed: float = 0.0,
+    ) -> None:
+        self.name, self.latest, self.allowed = name, Latest(topic, wake), allowed
         self.watch = CameraWatch(name, watch or WatchConfig())
         self.frame: NDArray[np.uint8] | None = None  # (H, W, 3)
         self.arrival: Arrival | None = None  # of that frame
@@ -56,6 +74,9 @@ class CameraInput:
     def refresh(self, complaints: Complaints) -> None:
         """Read the newest message, if there is one."""
         if arrival := self.latest.take():
+            if is_overtaken(arrival.stamp, self.arrival.stamp if self.arrival else None, self.allowed):
+                self.latest.tally.count("dropped")
+                return
             try:
                 self.frame = frame_of(arrival.message)
                 self.arrival = arrival
@@ -90,9 +111,14 @@ class StateInput:
     """
 
     def __init__(
-        self, fields: Sequence[str], joints: Sequence[JointField], complaints: Complaints, topics: tuple[str, str]
+        self,
+        fields: Sequence[str],
+        joints: Sequence[JointField],
+        complaints: Complaints,
+        topics: tuple[str, str],
+        allowed: float = 0.0,
     ) -> None:
-        self.fields, self.joints, self._complaints = tuple(fields), tuple(joints), complaints
+        self.fields, self.joints, self._complaints, self.allowed = tuple(fields), tuple(joints), complaints, allowed
         mapped = {joint.field for joint in joints}
         self.others = tuple(field for field in fields if field not in mapped)
         self.joint_topic, self.array_topic = topics
@@ -122,9 +148,14 @@ class StateInput:
             tally.refuse(str(error))
             self._complaints.about(topic, str(error), tally)
             return
-        tally.took()
         with self._lock:
-            self._values |= found
+            held = {field: self._values[field].stamp if field in self._values else None for field in found}
+            newer = {field: it for field, it in found.items() if not is_overtaken(stamp, held[field], self.allowed)}
+            self._values |= newer
+        if newer or not found:
+            tally.took()
+        else:
+            tally.count("dropped")
 
     def values(self) -> dict[str, Value]:
         """All that is known now."""

@@ -20,8 +20,9 @@ from s2robot.adapters import sb3_state
 from s2robot.adapters.sb3_worlds import Worlds
 from s2robot.board import Board
 from s2robot.errors import S2RobotError, require
+from s2robot.progress import Told
 from s2robot.rl_config import RLConfig
-from s2robot.selection import VALIDATION_SEED
+from s2robot.seeds import VALIDATION
 
 _PURPOSE = "Reinforcement learning"
 require("stable_baselines3", extra="rl", purpose=_PURPOSE)
@@ -29,8 +30,6 @@ _callbacks: Any = require("stable_baselines3.common.callbacks", extra="rl", purp
 
 LOG_EVERY = 1000  # control steps
 TOLD = {"loss": ("train/critic_loss", "train/loss")}  # the report draws `loss`
-
-Progress = Callable[[int, int, str], None]
 
 
 class Course(_callbacks.BaseCallback):  # type: ignore[misc]
@@ -47,7 +46,7 @@ class Course(_callbacks.BaseCallback):  # type: ignore[misc]
         worlds: Worlds,
         out: Path,
         keep: Callable[[Path], None],
-        progress: Progress,
+        progress: Told,
         before: dict[str, Any] | None,
     ) -> None:
         super().__init__()
@@ -156,7 +155,7 @@ class Course(_callbacks.BaseCallback):  # type: ignore[misc]
         return f"{rate}{done:.0f} steps/s, {left / 60:.0f} min left"
 
 
-def validate(model: Any, worlds: Worlds, episodes: int, first: int = VALIDATION_SEED) -> tuple[int, float]:
+def validate(model: Any, worlds: Worlds, episodes: int, first: int = VALIDATION) -> tuple[int, float]:
     """Roll the present policy out without its noise, on seeds of their own; successes, and mean control steps.
 
     The simulations end where they were.

@@ -14,6 +14,7 @@ from torch import nn
 
 from s2robot import registry
 from s2robot.adapters.sb3_sight import LOOK, PROPOSAL, Sight
+from s2robot.compression import Shapes
 from s2robot.rl_config import RLConfig
 from s2robot.types import FRAMES, GOAL, PRIVILEGED, PROPRIOCEPTION
 
@@ -78,17 +79,17 @@ def _config(model: Any, sight: Sight, config: RLConfig, trunk: Any) -> dict[str,
 
 
 def _shapes(model: Any, sight: Sight, inner: Any, moves: int) -> Any:
-    shapes, space = registry.neck().Shapes, model.observation_space
+    space = model.observation_space
     fields = {"proprioception": _width(space, PROPRIOCEPTION) + _width(space, PRIVILEGED), "actions": moves}
     fields["goal"] = _width(space, GOAL)
     if sight.eyes is not None:
         encoder, shape = sight.eyes.encoder, inner.shapes[0]
         grid = (1, 1) if sight.config.kind == "cls" else tuple(inner.readers[0].grid)
-        return shapes(shape[0], encoder.config.groups, encoder.channels // encoder.config.groups, grid, **fields)
+        return Shapes(shape[0], encoder.config.groups, encoder.channels // encoder.config.groups, grid, **fields)
     if sight.config.see == "pixels":
         views, channels, height, width = inner.shape
-        return shapes(views, 1, channels, (height, width), **fields)
-    return shapes(0, 1, 1, (1, 1), **fields)
+        return Shapes(views, 1, channels, (height, width), **fields)
+    return Shapes(0, 1, 1, (1, 1), **fields)
 
 
 def _columns(space: Any, inner: Any) -> torch.Tensor:

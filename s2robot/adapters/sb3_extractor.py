@@ -61,7 +61,7 @@ class S2FeaturesExtractor(_layers.BaseFeaturesExtractor):  # type: ignore[misc]
         **settings: int,
     ) -> None:
         asked: list[tuple[str, str, Iterable[str]]] = [("kind of features", kind, KINDS)]
-        asked += [("readout", readout, registry.neck().READOUTS)]
+        asked += [("readout", readout, registry.readouts())]
         asked += [("setting of the read-out", name, READOUT) for name in settings]
         for what, name, known in asked:
             if name not in known:
@@ -112,7 +112,7 @@ class TokenReader(nn.Module):
         self.grid = shape[2:] if kind == "map" else _square(shape, grid) if kind == "tokens" else (1, 1)
         self.width = shape[0] * (channels or width)
         if kind != "cls":
-            made = registry.neck().READOUTS[readout]
+            made = registry.readouts()[readout]
             self.readout = made(shape[0], channels or width, self.grid, goal=goal, **settings)
             self.width = int(self.readout.width)
 

@@ -23,6 +23,7 @@ from s2robot.adapters.features import FEATURES, FrameFeatures
 from s2robot.adapters.sb3_extractor import S2FeaturesExtractor
 from s2robot.adapters.sb3_vector import S2VecEnv
 from s2robot.adapters.sb3_worlds import LAST
+from s2robot.compression import chosen_tokens
 from s2robot.errors import require
 from s2robot.frames import shrink, small_size
 from s2robot.rl_config import SightConfig
@@ -149,7 +150,7 @@ class PriorVecEnv(_vec_env.VecEnvWrapper):  # type: ignore[misc]
     def told(self, observation: Arrays, rows: slice) -> Arrays:
         """Look and proposal for these rows of what the eyes saw last."""
         assert self.eyes.seen is not None  # S2VecEnv has just encoded
-        maps = registry.neck().chosen_tokens(self.eyes.seen.map, self.eyes.seen.cls, "map")[rows]
+        maps = chosen_tokens(self.eyes.seen.map, self.eyes.seen.cls, "map")[rows]
         return prior_told(self.prior, maps, observation, self.execute)
 
 

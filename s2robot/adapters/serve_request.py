@@ -53,9 +53,9 @@ def read_request(message: Any, wants: Interface) -> Request:
             raise UnknownName("key", str(key)[:60], known, "see the metadata")
     reset, execute = message.get(RESET, False), message.get(EXECUTE)
     if not isinstance(reset, bool):
-        raise InvalidInput(f"'reset' is {str(reset)[:40]!r}; expected true or false")
+        raise InvalidInput(f"'reset' is {repr(reset)[:40]}; expected true or false")
     if execute is not None and (type(execute) is not int or not reset):
-        raise InvalidInput(f"'execute' is {str(execute)[:40]!r}; expected a whole number, together with 'reset': true")
+        raise InvalidInput(f"'execute' is {repr(execute)[:40]}; expected a whole number, together with 'reset': true")
     if reset and not message.keys() - {RESET, EXECUTE}:
         return Request(None, reset, execute)
     observation: dict[str, NDArray[Any]] = {FRAMES: _frames(message, wants), PROPRIOCEPTION: _state(message, wants)}
@@ -74,7 +74,8 @@ def _frames(message: Mapping[str, Any], wants: Interface) -> NDArray[np.uint8]:
     keys = [IMAGE + camera for camera in wants.cameras]
     given = [key for key in keys if key in message]
     if (FRAMES in message) == bool(given):
-        raise InvalidInput(f"{'Both' if given else 'Neither'} 'frames' and {' '.join(given or keys)}: send one of them")
+        both, joint = ("Both", "and") if given else ("Neither", "nor")
+        raise InvalidInput(f"{both} 'frames' {joint} {' '.join(given or keys)}: send one of them")
     if given and (missing := sorted(set(keys) - set(given))):
         raise InvalidInput(f"The observation lacks {', '.join(missing)}: send all {len(keys)} cameras")
     if given:
@@ -114,7 +115,8 @@ def _pixels(value: Any, key: str, axes: tuple[str, ...]) -> NDArray[np.uint8]:
 def _state(message: Mapping[str, Any], wants: Interface) -> NDArray[np.float32]:
     given = [key for key in (PROPRIOCEPTION, STATE) if key in message]
     if len(given) != 1:
-        raise InvalidInput(f"{'Both' if given else 'Neither'} {PROPRIOCEPTION!r} and {STATE!r}: send one of them")
+        both, joint = ("Both", "and") if given else ("Neither", "nor")
+        raise InvalidInput(f"{both} {PROPRIOCEPTION!r} {joint} {STATE!r}: send one of them")
     return _numbers(message[given[0]], given[0], wants.proprioception, wants.proprioception_names)
 
 

@@ -25,8 +25,10 @@ from s2robot.adapters.images import to_frames
 from s2robot.adapters.lerobot import FEATURES
 from s2robot.adapters.lerobot_policy.configuration_s2robot import S2RobotConfig
 from s2robot.adapters.remembered import PIECE, Remembered
+from s2robot.compression import Shapes, chosen_tokens
 from s2robot.encoder import Encoder
 from s2robot.errors import CheckpointMismatch, CorruptFile, InvalidInput
+from s2robot.samples import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,7 +88,7 @@ class S2RobotPolicy(PreTrainedPolicy):  # type: ignore[misc] # LeRobot has no ty
         valid = ~batch[f"{ACTION}_is_pad"].unfold(1, chunk, execute)  # (B, T, A)
         if looks > 1:  # before an episode's first step there was no look, and nothing to decide
             valid = valid & ~batch[f"{config.camera_keys[0]}_is_pad"][..., None]
-        window = registry.neck().Batch(*observed, actions, valid.to(actions.dtype))
+        window = Batch(*observed, actions, valid.to(actions.dtype))
         return self.network.batch_loss(window), {}  # type: ignore[operator]
 
     @torch.no_grad()
@@ -210,7 +212,7 @@ class S2RobotPolicy(PreTrainedPolicy):  # type: ignore[misc] # LeRobot has no ty
     def _read(self, frames: Tensor) -> Tensor:
         """What the policy reads of the encoder's features, (n, V, D*S, h, w)."""
         features = self.encoder(frames)
-        tokens: Tensor = registry.neck().chosen_tokens(features.map, features.cls, self.config.tokens)
+        tokens: Tensor = chosen_tokens(features.map, features.cls, self.config.tokens)
         return tokens
 
     @torch.no_grad()
@@ -259,7 +261,7 @@ def _network(config: S2RobotConfig, encoder: Encoder) -> nn.Module:
     """A fresh network for what the encoder makes of the cameras."""
     grid = encoder.grid_of(config.frame_size) if config.tokens == "map" else (1, 1)
     groups = encoder.config.groups
-    shapes = registry.neck().Shapes(
+    shapes = Shapes(
         views=len(config.camera_keys), scales=groups, width=encoder.channels // groups, grid=grid,
         proprioception=config.state_width, actions=int(config.action_feature.shape[0]), goal=config.goal_width,
     )  # fmt: skip
