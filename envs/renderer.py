@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from s2robot import gl
 from s2robot.envs.own_context import OwnContext, free_dropped
-from s2robot.errors import InvalidInput, RenderingUnavailable, UnknownName
+from s2robot.errors import InvalidInput, RenderingUnavailable, UnknownName, in_words
 
 CLUSTER = 0.012  # vertices closer than this share one [m]; 20 mm visibly breaks the gripper
 SMALL_MESH = 700  # meshes with fewer faces are left alone
@@ -110,7 +110,7 @@ class FrameRenderer:
         try:
             return draw()
         except Exception as error:  # noqa: BLE001 - mujoco raises whatever its GL back end raises
-            why = " ".join(str(error).split())[:200]
+            why = in_words(error)
             _log.warning("Drawing failed, perhaps for a lost GL context (%s): with a new one again", why)
             self.context.abandon()
         try:

@@ -22,7 +22,7 @@ from s2robot.envs.bridge import FIDELITIES, RobosuiteEnv
 from s2robot.envs.physics import place_bodies, put_state
 from s2robot.envs.quiet import quiet
 from s2robot.envs.renderer import FrameRenderer
-from s2robot.errors import InvalidInput, S2RobotError, require
+from s2robot.errors import InvalidInput, S2RobotError, in_words, require
 
 if TYPE_CHECKING:
     from s2robot.rerender import RenderConfig
@@ -129,7 +129,7 @@ class ModelReplay:
             try:
                 self._model = mujoco.MjModel.from_xml_string(with_assets_from_here(xml))
             except (ValueError, ET.ParseError) as error:
-                words = " ".join(str(error).split())[:200]
+                words = in_words(error)
                 raise S2RobotError(
                     f"MuJoCo {mujoco.__version__} cannot load the episode's model_file ({words})."
                     " To draw with the task of the robosuite that is installed here: --model suite"

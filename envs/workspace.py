@@ -20,6 +20,7 @@ from s2robot.envs.lift import PLACEMENT, TABLE_TOP
 from s2robot.envs.looks import PATTERN, grain
 from s2robot.envs.props import SHAPES, Prop
 from s2robot.envs.stage import Stage, Vector
+from s2robot.envs.turning import about
 
 ROBOTS = ("Panda", "Sawyer", "Panda", "UR5e", "Panda", "IIWA", "Panda", "Kinova3")
 BLOCK = 64  # episodes in a row with one robot: loading one takes a second or two
@@ -95,9 +96,7 @@ def _about_down(rng: np.random.Generator) -> Vector:
     yaw, tilt, way = rng.uniform(-np.pi / 2, np.pi / 2), rng.uniform(0, 0.5), rng.uniform(-np.pi, np.pi)
     turn = np.array([[np.cos(yaw), np.sin(yaw), 0], [np.sin(yaw), -np.cos(yaw), 0], [0, 0, -1.0]])
     axis = np.array([np.cos(way), np.sin(way), 0.0])
-    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    lean: Vector = np.eye(3) + np.sin(tilt) * cross + (1 - np.cos(tilt)) * cross @ cross  # Rodrigues
-    return np.asarray(lean @ turn)
+    return np.asarray(about(axis, tilt) @ turn)
 
 
 def _things(stage: Stage, rng: np.random.Generator) -> list[Prop]:

@@ -60,6 +60,11 @@ def estimate(counts: Counts, score: Score, confidence: float = 0.95, draws: int 
     return Estimate(float(by_seed.mean()), low, high, spread, counts.shape[1], counts.shape[0])
 
 
+def ratio(sums: Counts) -> Counts:
+    """(..., 2) to the first over the second: a mean, an accuracy, a share."""
+    return sums[..., 0] / sums[..., 1]
+
+
 def proportion(counts: Counts, score: Score) -> Estimate:
     """The same where each scene is answered rightly or not: no miss among few is no certainty (`statistics.wilson`)."""
     found, scenes = estimate(counts, score), counts.shape[1]

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from s2robot import bootstrap, files, machine
-from s2robot.bootstrap import Counts
+from s2robot.bootstrap import Counts, ratio
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import InvalidInput
 from s2robot.image_vectors import HEADS, Vectors, encode_images
@@ -28,7 +28,6 @@ from s2robot.labelled import Labelled, find_labelled
 from s2robot.probe import differences
 from s2robot.probe_features import Subject
 from s2robot.probe_heads import fit_logistic
-from s2robot.probe_scores import ratio
 from s2robot.probe_subjects import find_subject
 from s2robot.probe_tasks import divide
 from s2robot.progress import Report

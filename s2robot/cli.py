@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from s2robot import __version__
-from s2robot.errors import S2RobotError, UnknownName
+from s2robot.errors import S2RobotError, UnknownName, in_words
 
 VERBS = {
     "demo": "everything once: demonstrations, features, policy, rollouts, a page to look at",
@@ -92,7 +92,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 1, "Stopped. What was finished is kept: the same command goes on from there"
-    words = " ".join(str(error).split())[:300]
+    words = in_words(error, 300)
     if is_full_disk(error):
         return 1, f"The disk is full ({words}). Free some space and run the same command again: it goes on from there"
     return 1, f"{type(error).__name__}: {words}. This is a bug: please report it with the output of --debug"

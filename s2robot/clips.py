@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from s2robot import seals
 from s2robot.datasets import DemoDataset
-from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, require
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, in_words, require
 from s2robot.recipe import PretrainConfig
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -203,4 +203,4 @@ def _allowed() -> str:
 
 
 def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return f"{type(error).__name__}: {in_words(error, 160)}"

@@ -105,7 +105,7 @@ def rate(arm: Arm) -> Rate:
     successes, episodes = int(arm.outcomes.sum()), arm.outcomes.size
     low, high = statistics.wilson(successes, episodes)
     if len(arm.outcomes) > 1:
-        found = bootstrap.estimate(_counts(arm), _mean)
+        found = bootstrap.estimate(_counts(arm), bootstrap.ratio)
         low, high = min(low, max(0.0, found.low)), max(high, min(1.0, found.high))
     by_run = tuple(float(run.mean()) for run in arm.outcomes)
     return Rate(arm.name, successes, episodes, successes / episodes, low, high, by_run)
@@ -117,7 +117,7 @@ def versus(arm: Arm, other: Arm) -> Versus:
     n, low, high, resolved = arm.outcomes.shape[1], pooled.low, pooled.high, pooled.resolved
     p_value: float | None = pooled.p_value
     if len(arm.outcomes) > 1:
-        found = bootstrap.paired_difference(_counts(arm), _counts(other), _mean)
+        found = bootstrap.paired_difference(_counts(arm), _counts(other), bootstrap.ratio)
         low, high, p_value = min(low, found.low), max(high, found.high), None
         resolved = not low <= 0 <= high
     differing = (pooled.only_a + pooled.only_b + 1) / (pooled.n + 2)  # never surely none
@@ -188,8 +188,3 @@ def _read(run: Path, log: str) -> dict[int, bool]:
 def _counts(arm: Arm) -> NDArray[np.float64]:
     counts: NDArray[np.float64] = np.stack([arm.outcomes, np.ones_like(arm.outcomes)], axis=-1).astype(np.float64)
     return counts  # (K, n, 2)
-
-
-def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = sums[..., 0] / sums[..., 1]
-    return found

@@ -109,6 +109,11 @@ class OutOfSpace(S2RobotError, OSError):
     """The disk is full."""
 
 
+def in_words(error: BaseException, most: int = 200) -> str:
+    """What somebody else's error says, as part of a line of ours; its kind, where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def _revive(kind: type[S2RobotError], args: tuple[Any, ...], state: dict[str, Any]) -> S2RobotError:
     """Unpickle without calling `__init__`, whose arguments are not the message it made of them."""
     error = kind.__new__(kind, *args)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from s2robot.errors import InvalidInput, S2RobotError
+from s2robot.errors import InvalidInput, S2RobotError, in_words
 
 if TYPE_CHECKING:
     from s2robot.catalogue import ImageContract
@@ -102,4 +102,4 @@ class OwnTokens(nn.Module):
 
 
 def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {in_words(error)}"

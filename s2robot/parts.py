@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2robot.episodes import FIELDS, Episode
-from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, in_words
 from s2robot.files import atomic, is_full_disk, plain, read_json, sweep, temporary_of, write_json
 
 HDF5_FORMAT: dict[str, Any] = {"libver": ("v110", "v110")}  # read by HDF5 >= 1.10 (2016); its metadata has checksums
@@ -207,5 +207,5 @@ def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
     except DAMAGE as error:
         if is_full_disk(error):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = in_words(error)
         raise CorruptFile(path, f"{what} is damaged or no demonstration ({reason})", f"{remedy}.") from error

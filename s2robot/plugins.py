@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from s2robot.errors import BrokenPlugin
+from s2robot.errors import BrokenPlugin, in_words
 
 HOMES = {"encoders": "s2robot.catalogue", "tasks": "s2robot.envs", "policies": "s2robot.registry"}
 """Group -> the module that has it, as `PLUGINS`."""
@@ -111,7 +111,7 @@ class Group:
             value = plugin.entry_point.load()
             why = self.fault(plugin.name, value)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - code of others, which must not take ours down with it
-            words = " ".join(str(error).split())[:200]
+            words = in_words(error)
             broken = plugin.broken(f"{type(error).__name__}: {words}" if words else type(error).__name__)
             broken.__cause__ = error
             return Found(plugin, error=broken)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.bootstrap import Counts, Score
+from s2robot.bootstrap import Counts, Score, ratio
 from s2robot.probe_data import LABELS, Truth
 
 
@@ -94,11 +94,6 @@ def has_depth(depth: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 # -- scores of summed counts -----------------------------------------------------------------------------------------
-
-
-def ratio(sums: Counts) -> Counts:
-    """(..., 2) to the first over the second: a mean, an accuracy, a share."""
-    return sums[..., 0] / sums[..., 1]
 
 
 def root_of_ratio(sums: Counts) -> Counts:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 from s2robot import __version__
-from s2robot.errors import S2RobotError, require
+from s2robot.errors import S2RobotError, in_words, require
 from s2robot.pieces import TRIES, Outcome, Piece, Pieces
 from s2robot.workers import ONE_THREAD, cores
 
@@ -223,6 +223,6 @@ def _connect(address: str | None) -> Any:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **settings)
         except Exception as error:  # Ray has many, and a plain one for what did not start in time
             what = "Ray did not start here" if address == "local" else f"No Ray cluster answers at {address}"
-            words = " ".join(str(error).split())[:300]
+            words = in_words(error, 300)
             raise S2RobotError(f"{what} ({words}). Start one, and give its address: ray start --head") from error
     return ray

@@ -11,7 +11,7 @@ from typing import Any
 from s2robot import files
 from s2robot.clips import DEMONSTRATIONS
 from s2robot.datasets import DemoDataset
-from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
+from s2robot.errors import CorruptFile, InvalidInput, S2RobotError, in_words
 from s2robot.remains import open_hdf5
 from s2robot.sources import INFO, StateDataset, channels_last, is_dataset, is_lerobot, task_name
 
@@ -69,7 +69,7 @@ def _hdf5(path: Path, name: str) -> Found | None:
                 return None
             ours = "s2robot_digest" in file["data"].attrs
     except (OSError, RuntimeError, KeyError) as error:
-        words = " ".join(str(error).split())[:120]
+        words = in_words(error, 120)
         raise CorruptFile(path, f"no HDF5 file, or cut short ({words})", "Restore it from a copy") from error
     plain = StateDataset(path)
     try:

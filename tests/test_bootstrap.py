@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from s2robot import bootstrap
-from s2robot.bootstrap import estimate, paired_difference, resample
+from s2robot.bootstrap import estimate, paired_difference, ratio, resample
 from s2robot.errors import InvalidInput
-from s2robot.probe_scores import ratio
 
 Counts = np.ndarray
 

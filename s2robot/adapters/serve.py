@@ -29,7 +29,7 @@ from s2robot.adapters.serve_policy import Interface
 from s2robot.adapters.serve_refusals import refusal
 from s2robot.adapters.serve_request import Request, read_request
 from s2robot.camera_watch import CameraWatch, WatchConfig
-from s2robot.errors import InvalidInput, S2RobotError, require
+from s2robot.errors import InvalidInput, S2RobotError, in_words, require
 from s2robot.types import FRAMES, GOAL, PROPRIOCEPTION
 
 STOPPING, LOST = "the server is stopping", "this episode is lost: connect again"
@@ -151,7 +151,7 @@ class PolicyServer:
                 ping_timeout=30, close_timeout=CLOSING, server_header="s2robot", logger=quiet,
             )  # fmt: skip
         except OSError as error:  # the port is taken, is reserved, or the host is not this machine
-            why = " ".join(str(error).split())
+            why = in_words(error)
             raise S2RobotError(
                 f"Cannot listen on {self.config.host}:{self.config.port}: {why}. Try another --port; --port 0 takes any"
                 " that is free"

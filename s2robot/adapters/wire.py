@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.errors import InvalidInput, require
+from s2robot.errors import InvalidInput, in_words, require
 
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
 NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")  # numpy's own spelling of plain numbers
@@ -56,7 +56,7 @@ def unpack(message: bytes) -> Any:
     except BadMessage:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = in_words(error)
         raise BadMessage(
             f"The message of {len(message)} bytes is no msgpack that is read here: {why[:200]}. Expected one map,"
             " packed as openpi_client.msgpack_numpy does"
