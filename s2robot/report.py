@@ -109,7 +109,12 @@ def _seen(run: Run) -> str:
 def _headline(run: Run) -> list[tuple[str, str, str]]:
     tiles = []
     if demos := run.summary.get("demos"):
-        tiles.append(("Learned from", f"{int(demos)} demos", "scripted, in simulation"))
+        of = (
+            "scripted, in simulation"
+            if run.summary.get("stages")
+            else (run.summary.get("dataset") or {}).get("name", "")
+        )
+        tiles.append(("Learned from", f"{int(demos)} demos", of))
     if parameters := run.summary.get("policy", {}).get("parameters"):
         frozen = "policy parameters; the encoder stays frozen"
         what = frozen if run.summary.get("encoder") else "parameters, from pixels to actions"
@@ -144,7 +149,11 @@ def _why_no_video(kind: str, counts: tuple[int, int, float, float] | None) -> st
         return f"No video of a {kind}: nothing was evaluated."
     successes, episodes, _, _ = counts
     times = successes if kind == "success" else episodes - successes
-    return f"No {kind} in {episodes} rollouts." if times == 0 else f"No video of a {kind} was written."
+    return (
+        f"No {kind} in {episodes} rollout{'s' * (episodes > 1)}."
+        if times == 0
+        else f"No video of a {kind} was written."
+    )
 
 
 def _features(run: Run) -> Html:
@@ -156,16 +165,19 @@ def _features(run: Run) -> Html:
         tag("div", page.image(path, "Camera frames beside the features of each scale, as colours"), class_="narrow"),
         tag(
             "p",
-            "The encoder looks at each frame at several scales: once as a whole, and again enlarged and cut into tiles,"
-            " so that small things fill more of its view. "
-            * _several(run)
-            + "At each scale it describes every patch of the frame by a long"
+            f"{_SEVERAL if _several(run) else 'The encoder'} describes every patch of the frame by a long"
             " list of numbers, a token. Here the three directions in which the tokens of a scale differ most (found by"
             " principal component analysis, PCA) are shown as red, green and blue: patches of one colour look alike to"
             " the encoder. Colours can be compared within a scale, from frame to frame, but not between scales.",
         ),
         _contribution(run.summary.get("scales")),
     )
+
+
+_SEVERAL = (
+    "The encoder looks at each frame at several scales: once as a whole, and again enlarged and cut into tiles, so that"
+    " small things fill more of its view. At each scale it"
+)
 
 
 def _several(run: Run) -> bool:
