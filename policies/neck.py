@@ -21,12 +21,12 @@ from s2robot.compression import Compression, Shapes, chosen_tokens
 from s2robot.errors import InvalidInput, UnknownName
 from s2robot.interface import encoder_said
 from s2robot.policies.readout import READOUTS, Readout
-from s2robot.samples import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from s2robot.encoder import EncoderConfig
+    from s2robot.samples import Batch
 
 TOKENS = ("map", "mean", "cls")
 SHARES = ("proprioception_dropout", "token_dropout", "dropout")  # hyper-parameters of any kind of policy that has them

@@ -125,8 +125,13 @@ class FrozenViT(Frozen):
 
     @property
     def generation(self) -> int:
-        """Another one when the weights were moved, cast, loaded, or written to by whoever holds them."""
-        tensors = self._tensors or [*self.model.parameters(), *self.model.buffers()]
+        """Another one when the weights were moved, cast, loaded, or written to in place.
+
+        Writes are those that torch counts: through `.data`, or numpy, nobody is told of any. Buffers are watched in
+        timm's models alone: somebody's own may count in one.
+        """
+        buffers = () if self.is_own_code else self.model.buffers()
+        tensors = self._tensors or [*self.model.parameters(), *buffers]
         now = [each.data_ptr() for each in tensors]
         now += [each._version for each in tensors if not each.is_inference()]
         if now != self._known:

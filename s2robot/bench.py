@@ -52,7 +52,7 @@ class BenchConfig:
 
 
 def bench_encoders(config: BenchConfig, progress: Told = silent) -> dict[str, Any]:
-    """Time every encoder x batch; returns {"machine", "versions", "rows": [...]}, plain numbers throughout."""
+    """Time every encoder x batch; returns {"machine", "versions", "git", "rows": [...]}, plain numbers throughout."""
     names = config.encoders or (config.encoder.name,)
     engines = config.engines or (config.encoder.engine,)
     rows: list[dict[str, Any]] = []

@@ -59,7 +59,7 @@ class EnvBenchConfig:
 
 
 def bench_env(config: EnvBenchConfig, progress: Told = silent) -> dict[str, Any]:
-    """Time all arms in turn; returns {"machine", "versions", "rows", "vector"}, plain numbers throughout."""
+    """Time all arms in turn; returns {"machine", "versions", "git", "rows", "vector"}, plain numbers throughout."""
     seconds: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         total = len(ARMS) + 2 + len(config.vector) + config.rounds

@@ -21,6 +21,7 @@ from gymnasium import spaces
 from s2robot import command, registry, seeds
 from s2robot.encoder import EncoderConfig
 from s2robot.errors import UsageError, require
+from s2robot.parser import json_option
 from s2robot.rl_config import SightConfig, WorldConfig
 from s2robot.types import FRAMES
 
@@ -118,7 +119,7 @@ def bench_rl(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--steps", type=int, default=40, help="control steps a round (default: 40)")
     parser.add_argument("--batch", type=int, default=128, help="of every update (default: 128)")
-    command.json_option(parser)
+    json_option(parser)
     options = parser.parse_args(list(argv))
     if min(options.rounds, options.batch) < 1 or options.steps < 4 or options.steps % 4:
         raise UsageError("--rounds and --batch are 1 or more, --steps a multiple of 4: arms decide about 4 at once")

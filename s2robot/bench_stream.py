@@ -40,7 +40,7 @@ class StreamBenchConfig:
 
 
 def bench_stream(config: StreamBenchConfig, progress: Told = silent) -> dict[str, Any]:
-    """Film, encode, compare; returns {"machine", "versions", "rows": one a camera}."""
+    """Film, encode, compare; returns {"machine", "versions", "git", "rows": one a camera}."""
     from s2robot.collect import demonstrate
 
     encoder = config.encoder.build()

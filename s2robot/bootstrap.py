@@ -69,7 +69,7 @@ def proportion(counts: Counts, score: Score) -> Estimate:
     """The same where each scene is answered rightly or not: no miss among few is no certainty (`statistics.wilson`)."""
     found, scenes = estimate(counts, score), counts.shape[1]
     low, high = wilson(round(found.value * scenes), scenes)
-    return replace(found, low=min(low, found.low), high=max(high, found.high))
+    return replace(found, low=max(0.0, min(low, found.low)), high=min(1.0, max(high, found.high)))
 
 
 def paired_difference(a: Counts, b: Counts, score: Score, confidence: float = 0.95, draws: int = DRAWS) -> Difference:

@@ -14,6 +14,7 @@ from s2robot import command
 from s2robot import config as configuration
 from s2robot.classify import ClassifyConfig, classify
 from s2robot.image_vectors import HEADS
+from s2robot.parser import json_option
 from s2robot.probe_tables import Bars, across, against, called, interval
 
 TITLES = {"mean": "mean token", "cls": "CLS"}
@@ -28,7 +29,7 @@ def do_classify(argv: Sequence[str]) -> int:
         ", ".join(f"--{name}" for name in configuration.keys(ClassifyConfig)),
     )
     parser.add_argument("--out", default="runs/classify", help="results and features (default %(default)s)")
-    command.json_option(parser)
+    json_option(parser)
     command.shorthands(parser, **{key: key for key in ("source", "encoders", "scales", "sizes", "test", "seeds")})
     options, rest = command.parse(parser, argv)
     config = configuration.load(ClassifyConfig, None, command.overrides(options, rest))

@@ -24,7 +24,7 @@ from s2robot.errors import CorruptFile, InvalidInput, S2RobotError
 from s2robot.launchers import LOCAL, Launcher
 from s2robot.parts import pack_episode
 from s2robot.progress import Told, silent
-from s2robot.seeds import APART, DEMONSTRATIONS
+from s2robot.seeds import APART, DEMONSTRATIONS, TRAINING
 
 if TYPE_CHECKING:
     from s2robot.envs.bridge import RobosuiteEnv
@@ -48,6 +48,8 @@ class CollectConfig:
         for name, least in (("demos", 1), ("frame_size", 1), ("seed", 0), ("workers", 0)):
             if getattr(self, name) < least:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; expected a whole number from {least} on")
+        if self.seed >= (most := (TRAINING - DEMONSTRATIONS) // APART):
+            raise InvalidInput(f"seed is {self.seed}; expected less than {most}: what follows are training's episodes")
         if not (0 <= self.noise < math.inf and 0 <= self.shoves <= 1):
             raise InvalidInput(
                 f"noise is {self.noise}, shoves {self.shoves}; expected a deviation from 0 on and a probability"

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,13 +14,7 @@ from rich.table import Table
 from s2robot import config as configuration
 from s2robot import files, registry
 from s2robot.errors import UsageError
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse's, whose errors are ours: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help")
+from s2robot.parser import Parser
 
 
 def parser(verb: str, purpose: str, example: str, key: str = "--collect.noise 0.2") -> argparse.ArgumentParser:
@@ -141,10 +135,6 @@ def refuse_unread(words: Sequence[str], others: dict[str, str]) -> None:
             raise UsageError(f"{option} is not read here. {others[section]}")
 
 
-def json_option(parser: argparse.ArgumentParser, said: str = "for programs") -> None:
-    parser.add_argument("--json", action="store_true", help=said)
-
-
 def console(*, json: bool = False) -> Console:
     """Where to tell of results; with `--json` standard output is for the program that reads it."""
     made = Console(stderr=json)
@@ -177,5 +167,5 @@ def overrides(options: argparse.Namespace, rest: Sequence[str]) -> Any:
     long = {word.partition("=")[0][2:].replace("-", "_") for word in rest if word.startswith("--")}
     if twice := said.keys() & long:
         key = min(twice)
-        raise UsageError(f"--{key} and --{key.rpartition('.')[2]}, which is short for it: give one of them")
+        raise UsageError(f"--{key} is there twice, once by its short name: give it once")
     return [*(word for key, value in said.items() for word in (f"--{key}", value)), *rest]

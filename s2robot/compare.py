@@ -121,7 +121,7 @@ def versus(arm: Arm, other: Arm) -> Versus:
         low, high, p_value = min(low, found.low), max(high, found.high), None
         resolved = not low <= 0 <= high
     differing = (pooled.only_a + pooled.only_b + 1) / (pooled.n + 2)  # never surely none
-    more = max(0, statistics.episodes_to_resolve(POINTS, max(differing, POINTS), len(arm.outcomes)) - n)
+    more = max(0, statistics.episodes_to_resolve(POINTS, max(differing, POINTS), runs=len(arm.outcomes)) - n)
     return Versus(arm.name, pooled.difference, low, high, resolved, p_value, more)
 
 

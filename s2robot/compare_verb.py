@@ -9,11 +9,12 @@ from rich.table import Table
 
 from s2robot import command
 from s2robot.compare import LOGS, POINTS, compare
+from s2robot.parser import Parser, json_option
 
 
 def do_compare(argv: Sequence[str]) -> int:
     """The verb."""
-    parser = command.Parser(
+    parser = Parser(
         prog="s2robot compare",
         description="Policies on the same seeds: success, the difference with its interval, resolved or not.",
         epilog="example: s2robot compare s2=runs/a0,runs/a1,runs/a2 base=runs/b0,runs/b1,runs/b2",
@@ -21,7 +22,7 @@ def do_compare(argv: Sequence[str]) -> int:
     )
     parser.add_argument("arms", nargs="+", help="RUN, or NAME=RUN,RUN,... with one run a training seed")
     parser.add_argument("--log", default="", help=f"the log of each run to read (default: {' and '.join(LOGS)})")
-    command.json_option(parser)
+    json_option(parser)
     options = parser.parse_args(list(argv))
     result = compare(options.arms, options.log)
     if options.json:

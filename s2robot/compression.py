@@ -42,8 +42,8 @@ class Compression(nn.Module):
     def __init__(self, shapes: Shapes, components: int) -> None:
         super().__init__()
         self.components = min(components, shapes.width)
-        self.register_buffer("mean", torch.zeros(shapes.views, shapes.scales, shapes.width))
-        first = torch.eye(shapes.width, self.components).repeat(shapes.views, shapes.scales, 1, 1)
+        self.register_buffer("mean", torch.zeros(shapes.views, shapes.scales, shapes.width, dtype=torch.float32))
+        first = torch.eye(shapes.width, self.components, dtype=torch.float32).repeat(shapes.views, shapes.scales, 1, 1)
         self.register_buffer("basis", first)
 
     def fit(self, maps: Tensor) -> None:

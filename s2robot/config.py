@@ -230,7 +230,7 @@ def read(source: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CorruptFile(path, in_words(error), "Mend the YAML at that place.") from error
+        raise CorruptFile(path, in_words(error, 1000), "Mend the YAML at that place.") from error
     if not isinstance(tree, dict | None):
         raise CorruptFile(path, f"it holds a {type(tree).__name__}, not keys and values", "See configs/ for examples.")
     return tree or {}

@@ -17,6 +17,7 @@ from s2robot import config as configuration
 from s2robot.adapters import lerobot
 from s2robot.convert import to_s2robot
 from s2robot.errors import InvalidInput
+from s2robot.parser import json_option
 from s2robot.sources import is_lerobot, open_dataset
 from s2robot.stored import Demonstrations
 
@@ -40,7 +41,7 @@ def do_view(argv: Sequence[str]) -> int:
     parser.add_argument("--cell", type=int, default=dataset_view.CELL, help="height of a frame there [pixels]")
     parser.add_argument("--video", action="store_true", help="also an mp4 an episode (a GIF without an encoder)")
     parser.add_argument("--out", default=None, help="folder for the pictures (default: DATASET-view, beside it)")
-    command.json_option(parser)
+    json_option(parser)
     options = parser.parse_args(list(argv))
     if options.moments < 1 or not LEAST_CELL <= options.cell <= MOST_CELL:
         raise InvalidInput(

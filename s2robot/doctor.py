@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import platform
 import shutil
@@ -23,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2robot import command, gl, repair, requirements
+from s2robot import gl, repair, requirements
 from s2robot.errors import S2RobotError
+from s2robot.parser import Parser, json_option
 
 OK, NOTE, FAIL = "ok", "note", "fail"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -69,21 +71,21 @@ def main(argv: Sequence[str]) -> int:
     healthy = all(check.status != FAIL for check in checks)
     if options.json:
         answer = {"ok": healthy, "checks": [asdict(check) for check in checks]}
-        command.tell_json(answer)
+        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     else:
         _show(checks, talk)
     return 0 if healthy else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(
+    parser = Parser(
         prog="s2robot doctor",
         description="Look at everything s2robot stands on; say what is missing and what to type.",
         epilog="example:\n  s2robot doctor --fix      install headless OpenGL and the simulator, then look again",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--fix", action="store_true", help="install what is missing; every command is printed first")
-    command.json_option(parser, "print the findings as JSON")
+    json_option(parser, "print the findings as JSON")
     return parser
 
 

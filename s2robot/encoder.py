@@ -53,6 +53,7 @@ class EncoderConfig:
 
     scales: image sizes as multiples of the backbone's own input size, coarse first.
     sizes: image sizes in pixels instead, coarse first, e.g. (224, 448) for a DINOv2 trained at 518.
+        They go before scales.
     tile: the largest tile [pixels]; default: the backbone's input size with `scales`, the smallest of `sizes`.
     grid: whose token grid features have: "base", "finest" or a scale's index; others are averaged into it or repeated.
     fusion: how scales become channels. "concat" as in the paper; "sum"; "project": concatenated, then a fixed random
@@ -80,9 +81,7 @@ class EncoderConfig:
         object.__setattr__(self, "sizes", ascending("sizes", self.sizes, int))
         if not self.scales and not self.sizes:
             raise InvalidInput("Neither scales nor sizes was given. Try scales=(1, 2)")
-        if self.sizes and self.scales not in ((), (1, 2)):  # the default is nobody's wish
-            raise InvalidInput(f"Both scales {self.scales} and sizes {self.sizes} were given: leave one out")
-        if self.random_weights not in (True, False):
+        if type(self.random_weights).__name__ not in ("bool", "bool_"):  # numpy's too
             raise InvalidInput(f"random_weights is {self.random_weights!r}; expected True or False")
         object.__setattr__(self, "grid", str(self.grid))
         count = len(self.sizes or self.scales)
@@ -164,6 +163,8 @@ def load_encoder(  # noqa: PLR0913 - the front door: every field of EncoderConfi
         name, scales, sizes, tile, str(grid), fusion, width, fit,
         None if checkpoint is None else str(checkpoint), random_weights, seed, engine, precision,
     )  # fmt: skip
+    if config.sizes and config.scales not in ((), (1, 2)):  # the default is nobody's wish
+        raise InvalidInput(f"Both scales {config.scales} and sizes {config.sizes} were given: leave one out")
     return config.build(device)
 
 
@@ -280,7 +281,8 @@ class Encoder(Frozen):
         return self._engine
 
     def extra_repr(self) -> str:
-        return f"{self.config.name} at {', '.join(self.config.scale_names)}: {self.engine}"
+        config = self.config
+        return f"{config.name} at {', '.join(config.scale_names)}: {self._engine or config.engine}"
 
     @property
     def device(self) -> torch.device:

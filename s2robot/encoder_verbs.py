@@ -15,6 +15,7 @@ from rich.table import Table
 from s2robot import bench_rl, command, env_verbs, progress, registry, ros2_verb, serve_verb
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput, UsageError
+from s2robot.parser import json_option
 
 _SHORT = {"scales": "encoder.scales", "sizes": "encoder.sizes", "engine": "encoder.engine"}
 _SHORT |= {"precision": "encoder.precision", "grid": "encoder.grid", "checkpoint": "encoder.checkpoint"}
@@ -57,7 +58,7 @@ def _bench_encoder(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--encoder", default=None, help="one name or several, a,b (default: s2robot-tiny)")
     parser.add_argument("--baseline", action="store_true", help="also the plain definition, and how many times faster")
-    command.json_option(parser)
+    json_option(parser)
     command.shorthands(parser, **_SHORT, views="views", runs="runs", batches="batches", engines="engines")
     options, rest = command.parse(parser, argv)
     words = command.overrides(options, rest)
@@ -91,7 +92,7 @@ def _bench_cost(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--encoder", default=None, help="one name or several, a,b (default: s2robot-tiny)")
     parser.add_argument("--paper", action="store_true", help="the rows of the S2 paper, its figures beside ours")
-    command.json_option(parser)
+    json_option(parser)
     command.shorthands(parser, scales="encoder.scales", sizes="encoder.sizes", grid="encoder.grid")
     options, rest = command.parse(parser, argv)
     words = command.overrides(options, rest)
@@ -126,7 +127,7 @@ def _bench_stream(argv: Sequence[str]) -> int:
         "--encoder.grid finest",
     )
     parser.add_argument("task", nargs="?", default="Lift", help="a task; see: s2robot list tasks (default Lift)")
-    command.json_option(parser)
+    json_option(parser)
     command.shorthands(parser, **_SHORT, episodes="episodes", tolerance="tolerance", noise="noise")
     options, rest = command.parse(parser, argv)
     words = command.first_word("task", options.task, command.overrides(options, rest))
@@ -202,7 +203,7 @@ def do_export(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default=None, help="the file to write (default: the encoder's name)")
     parser.add_argument("--frame", default=None, help="HxW of the frames [pixels] (default: the largest scale, square)")
     parser.add_argument("--views", type=int, default=1, help="cameras (default 1)")
-    command.json_option(parser)
+    json_option(parser)
     options, rest = command.parse(parser, argv)
     config = configuration.load(EncoderConfig, None, command.first_word("name", options.encoder, rest))
     if config.engine != "auto":

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from s2robot import command, progress
 from s2robot import config as configuration
+from s2robot.parser import json_option
 
 
 def bench_env(argv: Sequence[str]) -> int:
@@ -21,7 +22,7 @@ def bench_env(argv: Sequence[str]) -> int:
         "--seed 1",
     )
     parser.add_argument("task", nargs="?", default="Lift", help="a task; see: s2robot list tasks (default Lift)")
-    command.json_option(parser)
+    json_option(parser)
     command.shorthands(parser, rounds="rounds", steps="steps", vector="vector", size="frame_size", fidelity="fidelity")
     options, rest = command.parse(parser, argv)
     words = command.first_word("task", options.task, command.overrides(options, rest))

@@ -110,8 +110,8 @@ class OutOfSpace(S2RobotError, OSError):
 
 
 def in_words(error: BaseException, most: int = 200) -> str:
-    """What somebody else's error says, as part of a line of ours; its kind, where it says nothing."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    """What somebody else's error says, as part of a line of ours."""
+    return " ".join(str(error).split())[:most]
 
 
 def _revive(kind: type[S2RobotError], args: tuple[Any, ...], state: dict[str, Any]) -> S2RobotError:

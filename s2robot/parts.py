@@ -207,5 +207,5 @@ def reading(path: Path, what: str, remedy: str) -> Iterator[None]:
     except DAMAGE as error:
         if is_full_disk(error):
             raise
-        reason = in_words(error)
+        reason = in_words(error) or type(error).__name__
         raise CorruptFile(path, f"{what} is damaged or no demonstration ({reason})", f"{remedy}.") from error

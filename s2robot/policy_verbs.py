@@ -16,6 +16,7 @@ from s2robot import command, files, progress, registry, remote, statistics
 from s2robot import config as configuration
 from s2robot.errors import InvalidInput, UnknownName, UsageError
 from s2robot.launchers import HERE, LOCAL, Launcher, find_launcher
+from s2robot.parser import json_option
 from s2robot.runs import SEED_FOLDER, seed_folders
 
 SNAPSHOTS = 4  # that --validate chooses from, besides the last weights, unless told otherwise
@@ -195,7 +196,7 @@ def do_eval(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="a run folder that holds policy/, or one of `train --seeds`")
     command.launcher(parser, "each episode is a piece")
     parser.add_argument("--report", action="store_true", help="also write a page with videos into the run folder")
-    command.json_option(parser, "print the result as JSON")
+    json_option(parser, "print the result as JSON")
     options, rest = command.parse(parser, argv)
     config = configuration.load(EvalConfig, None, rest)
     folders = seed_folders(Path(options.run)) or [Path(options.run)]

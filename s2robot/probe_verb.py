@@ -14,6 +14,7 @@ from rich.table import Table
 from s2robot import charts, command, files
 from s2robot import config as configuration
 from s2robot.errors import UnknownName
+from s2robot.parser import json_option
 from s2robot.probe import ProbeConfig, measures_of, probe
 from s2robot.probe_scores import MEASURES
 from s2robot.probe_tables import Bars, across, against, called, interval
@@ -49,7 +50,7 @@ def do_probe(argv: Sequence[str]) -> int:
     parser.add_argument("--data", default="runs/probe-data", help="rendered scenes and features (default %(default)s)")
     parser.add_argument("--out", default="runs/probe", help="results (default %(default)s)")
     parser.add_argument("--workers", type=int, default=None, help="processes that render (default: one a core)")
-    command.json_option(parser)
+    json_option(parser)
     command.shorthands(
         parser, encoders="encoders", probes="probes", readouts="readouts", seeds="seeds", scales="scales",
         sizes="sizes", train="scenes.train", test="scenes.test",

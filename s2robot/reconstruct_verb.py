@@ -11,6 +11,7 @@ from rich.table import Table
 
 from s2robot import command, files, progress
 from s2robot import config as configuration
+from s2robot.parser import json_option
 from s2robot.reconstruct import ReconstructConfig, reconstruct
 
 
@@ -25,7 +26,7 @@ def do_reconstruct(argv: Sequence[str]) -> int:
         "--frames 2000",
     )
     parser.add_argument("--out", default="runs/reconstruct", help="results, and the frames (default %(default)s)")
-    command.json_option(parser)
+    json_option(parser)
     command.shorthands(parser, **{key: key for key in ("small", "large", "bound", "source", "scales", "frames")})
     options, rest = command.parse(parser, argv)
     config = configuration.load(ReconstructConfig, None, command.overrides(options, rest))

@@ -32,6 +32,7 @@ from s2robot.encoder import Encoder
 from s2robot.errors import InvalidInput, require
 from s2robot.frames import Frames
 from s2robot.interface import described, encoder_said
+from s2robot.precision import single_precision
 from s2robot.progress import Told, silent
 from s2robot.rl_config import RLConfig
 from s2robot.runs import find_policy
@@ -43,6 +44,7 @@ EYES, INPUTS = "eyes.safetensors", "inputs.json"
 EACH = 3  # frames of an episode that the compression is fitted to: it is to have seen things in many places
 
 
+@single_precision()
 def learn(config: RLConfig, progress: Told = silent) -> Path:
     """Learn into `config.out`, or go on there; return the folder.
 

@@ -11,6 +11,7 @@ from s2robot import command, progress
 from s2robot import config as configuration
 from s2robot.adapters.ros2_parameters import descriptions, split_ros
 from s2robot.errors import require
+from s2robot.parser import json_option
 
 EXTRA = "\n--ros-args and what follows are ROS's own: -r image:=/front/image_raw, -p name:=value (every option above)"
 
@@ -76,7 +77,7 @@ def bench_ros2(argv: Sequence[str]) -> int:
         "s2robot bench ros2 --seconds 300 --hz 30 --size 480x640 --json",
         "--encoder.scales 1,2,3",
     )
-    command.json_option(parser)
+    json_option(parser)
     command.shorthands(parser, seconds="seconds", hz="hz", size="size")
     options, rest = command.parse(parser, argv)
     config = configuration.load(Ros2BenchConfig, None, command.overrides(options, rest))

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from s2robot import command, progress
 from s2robot import config as configuration
+from s2robot.parser import json_option
 
 
 def do_serve(argv: Sequence[str]) -> int:
@@ -32,7 +33,7 @@ def do_serve(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--without-token", action="store_true", help="let anyone in, also where other machines reach --host"
     )
-    command.json_option(parser, "say what is served as one line of JSON")
+    json_option(parser, "say what is served as one line of JSON")
     options, rest = command.parse(parser, argv)
     config = configuration.load(serve.ServeConfig, None, rest)
     token = serve_access.read_token(options.token_file)
@@ -100,7 +101,7 @@ def bench_serve(argv: Sequence[str]) -> int:
         ", ".join(f"--{name}" for name in configuration.keys(ServeBenchConfig) if name != "run"),
     )
     parser.add_argument("run", help="a run folder that holds policy/")
-    command.json_option(parser)
+    json_option(parser)
     options, rest = command.parse(parser, argv)
     config = configuration.load(ServeBenchConfig, None, command.first_word("run", options.run, rest))
     console = Console(stderr=options.json)
@@ -139,7 +140,7 @@ def bench_soak(argv: Sequence[str]) -> int:
         ", ".join(f"--{name}" for name in configuration.keys(bench.SoakConfig) if name != "run"),
     )
     parser.add_argument("run", help="a run folder that holds policy/")
-    command.json_option(parser)
+    json_option(parser)
     options, rest = command.parse(parser, argv)
     config = configuration.load(bench.SoakConfig, None, command.first_word("run", options.run, rest))
     console = Console(stderr=options.json)

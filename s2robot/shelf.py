@@ -74,10 +74,7 @@ def _hdf5(path: Path, name: str) -> Found | None:
     plain = StateDataset(path)
     try:
         if plain.has_frames:
-            dataset = DemoDataset(path)
-            _, height, width, _ = dataset.frame_shape
-            cameras, note = f"{', '.join(dataset.cameras)} {height}x{width}", ""
-            dataset.close()
+            cameras, note = _cameras(path)
         else:
             cameras, note = "", f"no images; draw them: s2robot render {path}"
         if plain.lost:
@@ -87,6 +84,17 @@ def _hdf5(path: Path, name: str) -> Found | None:
         return Found(name, layout, task, len(plain), plain.total, cameras, _megabytes(path), note)
     finally:
         plain.close()
+
+
+def _cameras(path: Path) -> tuple[str, str]:
+    """What cameras a file has, and what is to be said of them."""
+    try:
+        dataset = DemoDataset(path)
+    except InvalidInput as error:  # they differ in size: nothing is damaged
+        return "", str(error)
+    _, height, width, _ = dataset.frame_shape
+    dataset.close()
+    return f"{', '.join(dataset.cameras)} {height}x{width}", ""
 
 
 def _lerobot(path: Path, name: str) -> Found:

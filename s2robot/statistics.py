@@ -96,7 +96,7 @@ def paired_difference(
 
 
 def episodes_to_resolve(
-    difference: float, differing: float, runs: int = 1, confidence: float = 0.95, power: float = 0.8
+    difference: float, differing: float, *, runs: int = 1, confidence: float = 0.95, power: float = 0.8
 ) -> int:
     """How many paired episodes a run a difference of success rates needs to be found with this power.
 
@@ -111,9 +111,11 @@ def episodes_to_resolve(
             f"difference {difference}, differing {differing}, power {power}; expected 0 < difference <= differing <= 1"
             " and a power between 0 and 1"
         )
+    if runs < 1:
+        raise InvalidInput(f"runs is {runs}; expected a whole number from 1 on")
     if runs > 1:
         shift = _solve(lambda shift: power - _power(shift, runs, confidence), 0.0, 1000.0)
-        return math.ceil(shift**2 * (differing - difference**2) / (runs * difference**2))
+        return max(1, math.ceil(shift**2 * (differing - difference**2) / (runs * difference**2)))
     reach = _z(confidence) * math.sqrt(differing)
     reach += NormalDist().inv_cdf(power) * math.sqrt(differing - difference**2)
     return math.ceil((reach / difference) ** 2)

@@ -11,6 +11,7 @@ from rich.console import Console
 from s2robot import command, files
 from s2robot.errors import UsageError
 from s2robot.launchers import find_launcher
+from s2robot.parser import json_option
 
 
 def do_study(argv: Sequence[str]) -> int:
@@ -32,7 +33,7 @@ def do_study(argv: Sequence[str]) -> int:
     parser.add_argument("--levels", default=None, help="levels instead of the study's: 15,30")
     parser.add_argument("--shifts", default=None, help="judge under these, as eval --shift has them: none;all/test")
     command.launcher(parser, "each run is a piece")
-    command.json_option(parser, "print the results as JSON at the end")
+    json_option(parser, "print the results as JSON at the end")
     options, rest = command.parse(parser, argv)
     shifts = [each.strip() for each in (options.shifts or "").split(";") if each.strip()]
     chosen = {

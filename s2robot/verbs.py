@@ -20,8 +20,7 @@ from s2robot import config as configuration
 from s2robot.dataset_verbs import dataset_rows
 from s2robot.errors import UsageError
 from s2robot.launchers import LOCAL, find_launcher
-
-UNFOLDED = 1000  # columns of a table that goes to a file or a pipe, which have no right edge
+from s2robot.parser import json_option
 
 
 def do_demo(argv: Sequence[str]) -> int:
@@ -149,7 +148,7 @@ def do_list(argv: Sequence[str]) -> int:
     kinds = {"encoders": _encoders, "tasks": _tasks, "policies": _policies, "configs": _configs}
     parser.add_argument("kind", nargs="?", choices=[*sorted(kinds), "datasets"], help="default: all but datasets")
     parser.add_argument("folder", nargs="?", default=None, help="of datasets: where to look (default: here)")
-    command.json_option(parser)
+    json_option(parser)
     options = parser.parse_args(list(argv))
     if options.folder is not None and options.kind != "datasets":
         raise UsageError(f"{options.folder}: a folder is for datasets: s2robot list datasets {options.folder}")
@@ -173,16 +172,16 @@ def do_list(argv: Sequence[str]) -> int:
         for column in columns:
             table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column == "name")
         for row in rows:
-            table.add_row(*[_short(row[column]) for column in columns])
+            table.add_row(*[_short(row[column], column) for column in columns])
         console = command.console()
         console.print(table)
     return 0
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, column: str) -> str:
     if value is None:
         return "unknown"
-    return f"{value / 1e6:.1f} M" if isinstance(value, int) and value > 10**5 else str(value)
+    return f"{value / 1e6:.1f} M" if column == "params" else str(value)
 
 
 def _encoders() -> Any:

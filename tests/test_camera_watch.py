@@ -151,6 +151,16 @@ def test_what_was_overtaken_on_its_way_is_not_seen_after_what_is_newer(monkeypat
         assert state.values()["x"].value == seen
     for tally in (camera.latest.tally, state.tallies["/joints"]):
         assert tally.counts() == {"received": 6, "used": 4, "dropped": 2, "refused": 0}
+    camera.latest.put(((20, 0), 7))
+    camera.latest.put(((19, 900_000_000), 8))  # before anybody took the newer one
+    camera.refresh(complaints)
+    assert camera.frame is not None and camera.frame[0, 0, 0] == 7
+    assert camera.latest.tally.counts() == {"received": 8, "used": 5, "dropped": 3, "refused": 0}
+    careless = CameraInput("top", "/top", threading.Condition())  # by arrival alone
+    for stamp in ((10, 0), (9, 900_000_000)):
+        careless.latest.put((stamp, stamp[0]))
+    careless.refresh(complaints)
+    assert careless.frame is not None and careless.frame[0, 0, 0] == 9
     state.on_joints(((8, 900_000_000), {"y": 1.0}))  # another publisher's joint: nothing newer is known of it
     assert state.values()["y"].value == 1.0
 

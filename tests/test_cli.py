@@ -30,7 +30,10 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
         (["export", "s2robot-tiny", "--to", "onx"], "Argument --to: invalid choice: 'onx'"),
         (["compare"], "required: arms"),
         (["compare", "nowhere", "nowhere-either"], "No folder nowhere"),
-        (["train", "x.hdf5", "--out", "o", "--steps", "5", "--train.steps", "6"], "--train.steps and --steps, which"),
+        (
+            ["train", "x.hdf5", "--out", "o", "--steps", "5", "--train.steps", "6"],
+            "--train.steps is there twice, once by its short name",
+        ),
         (["train", "Lift", "--out", "o"], "s2robot collect Lift --out runs/demos.hdf5"),
         (["demo", "--no-install", "--collect.demoz", "3"], "Did you mean '--collect.demos'"),
         (["demo", "--no-install", "--config", "nosuch"], "Unknown config"),

@@ -162,7 +162,7 @@ def test_that_many_episodes_resolve_it_four_times_in_five() -> None:
 def test_that_many_of_several_runs_do_so_too(runs: int) -> None:
     """By Student's interval, which of few runs is seldom not the widest."""
     difference, differing = 0.1, 0.3
-    n = episodes_to_resolve(difference, differing, runs)
+    n = episodes_to_resolve(difference, differing, runs=runs)
     rng = np.random.default_rng(4)
     draw = rng.random((1000, runs, min(n, 4000)))
     assert n < 4000

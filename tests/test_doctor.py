@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -259,3 +260,10 @@ def test_the_wheel_named_here_is_the_one_in_the_extra() -> None:
     except metadata.PackageNotFoundError:
         pytest.skip("s2robot is not installed")
     assert any(line.startswith(osmesa.WHEEL) and "osmesa" in line for line in lines)
+
+
+def test_it_works_where_what_others_need_is_missing(tmp_path: Path) -> None:
+    """The verb that says what is missing needs none of it."""
+    code = "import sys; sys.modules['draccus'] = None; from s2robot import cli; cli.main(['doctor'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "This is a bug" not in done.stderr and "cores" in done.stdout, done.stderr

@@ -29,7 +29,7 @@ def encoder() -> Encoder:
 
 def test_every_setting_arrives_in_the_config() -> None:
     asked: dict[str, Any] = {
-        "name": "s2robot-tiny", "scales": (), "sizes": (64, 192), "tile": 64, "grid": "1", "fusion": "project",
+        "name": "s2robot-tiny", "scales": (1.0, 2.0), "sizes": (64, 192), "tile": 64, "grid": "1", "fusion": "project",
         "width": 5, "fit": "pad", "random_weights": True, "seed": 3, "engine": "torch", "precision": "bf16",
     }  # fmt: skip
     assert load_encoder(**{**asked, "grid": 1}, device="cpu").config == EncoderConfig(**asked)
@@ -37,9 +37,11 @@ def test_every_setting_arrives_in_the_config() -> None:
 
 
 def test_files_and_the_command_line_set_them_too(tmp_path: Path) -> None:
-    (tmp_path / "e.yaml").write_text("scales: []\ngrid: 1\nfusion: project\nwidth: 8\n")
+    (tmp_path / "e.yaml").write_text("scales: [1, 1.5]\ngrid: 1\nfusion: project\nwidth: 8\n")
     words = ["--sizes", "224,448", "--tile=112", "--fit", "pad"]
-    expected = EncoderConfig(scales=(), grid="1", fusion="project", width=8, sizes=(224, 448), tile=112, fit="pad")
+    expected = EncoderConfig(
+        scales=(1, 1.5), grid="1", fusion="project", width=8, sizes=(224, 448), tile=112, fit="pad"
+    )
     assert configuration.load(EncoderConfig, str(tmp_path / "e.yaml"), words) == expected
 
 

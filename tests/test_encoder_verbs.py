@@ -37,7 +37,7 @@ def answer(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
 def test_bench_answers_programs_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "encoder", *QUICK, "--baseline", "--views", "2", "--batches", "1,2", "--json"]
     result = answer(words, capsys)
-    assert {"machine", "versions", "rows"} == result.keys()
+    assert {"machine", "versions", "git", "rows"} == result.keys()
     assert [(row["batch"], row["views"], row["encoder"]) for row in result["rows"]] == [
         (1, 2, "s2robot-tiny"), (2, 2, "s2robot-tiny"),
     ]  # fmt: skip

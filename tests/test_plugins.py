@@ -204,6 +204,7 @@ def test_an_encoder_is_known_by_weights_buffers_and_distribution(install: Instal
     for seed in (0, 2):
         prints.add(load_encoder("acme-conv", scales=(1, 2), random_weights=True, seed=seed).fingerprint)
     again.backbone.model.own.shift.add_(1)  # in no state dict
+    again.to("cpu")
     prints.add(again.fingerprint)
     alone = load_backbone(catalogue.PLUGINS.get("acme-conv").value)  # type: ignore[union-attr]
     prints.add(type(encoder)(alone, encoder.config).fingerprint)

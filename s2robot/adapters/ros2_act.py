@@ -96,10 +96,11 @@ class ActNode:
         self._tally, self._complaints = Tally(), Complaints(node.get_logger().warning)
         self._clock = Clock(config.stale_after, config.check_stamps, lambda: node.get_clock().now().nanoseconds)
         pairs = zip(self.contract.cameras, topics, strict=True)
-        self.cameras = [CameraInput(*pair, self._wake, config.watch, config.stale_after) for pair in pairs]
+        order = config.stale_after if config.check_stamps else 0.0
+        self.cameras = [CameraInput(*pair, self._wake, config.watch, order) for pair in pairs]
         joints = parse_joints(config.joints, self.contract.fields)
         where = ("joint_states", "~/proprioception")
-        self.state = StateInput(self.contract.fields, joints, self._complaints, where, config.stale_after)
+        self.state = StateInput(self.contract.fields, joints, self._complaints, where, order)
         self._goal_tally = Tally()
         self._goal = _goal(config, self.contract)
         self._warm_up()

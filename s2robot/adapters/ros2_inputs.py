@@ -93,11 +93,25 @@ class Complaints:
             self._say(f"{topic}: {why} (refused so far: {tally.counts()['refused']})")
 
 
-class Latest:
-    """The newest message of one topic that nobody took yet; one that is replaced counts as dropped."""
+def is_overtaken(stamp: Stamp | None, before: Stamp | None, allowed: float) -> bool:
+    """Whether something that was true then came behind what is newer.
 
-    def __init__(self, topic: str, wake: threading.Condition) -> None:
-        self.topic, self.tally = topic, Tally()
+    allowed: seconds. By more than that a clock was set back, or a recording begins anew.
+    """
+    if stamp is None or before is None:
+        return False
+    behind = (before[0] - stamp[0]) + (before[1] - stamp[1]) * 1e-9
+    return 0 < behind <= allowed
+
+
+class Latest:
+    """The newest message of one topic that nobody took yet; one that is replaced, or was overtaken, counts as dropped.
+
+    allowed: seconds, see `is_overtaken`; 0: whatever comes last is the newest.
+    """
+
+    def __init__(self, topic: str, wake: threading.Condition, allowed: float = 0.0) -> None:
+        self.topic, self.tally, self.allowed = topic, Tally(), allowed
         self._wake = wake
         self._waiting: Arrival | None = None
         self._came: float | None = None  # when the last one did
@@ -106,10 +120,12 @@ class Latest:
         """A callback: keep it, and wake whoever works."""
         arrival = Arrival(message, time.monotonic())
         with self._wake:
-            replaced, self._waiting, self._came = self._waiting, arrival, arrival.came
+            before, self._came = self._waiting, arrival.came
             self.tally.count("received")
-            if replaced:
+            if before:
                 self.tally.count("dropped")
+            if not (before and is_overtaken(arrival.stamp, before.stamp, self.allowed)):
+                self._waiting = arrival
             self._wake.notify_all()
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2robot.adapters.ros2_inputs import Arrival, Complaints, Latest, Tally
+from s2robot.adapters.ros2_inputs import Arrival, Complaints, Latest, Tally, is_overtaken
 from s2robot.adapters.ros2_messages import Stamp, frame_of, numbers_of, stamp_of
 from s2robot.adapters.ros2_state import JointField, joint_values
 from s2robot.camera_watch import CameraWatch, WatchConfig
@@ -44,17 +44,6 @@ class Clock:
         return f"its stamp is {-age:.2f} s in the future: another clock" if age < -self.allowed else ""
 
 
-def is_overtaken(stamp: Stamp | None, before: Stamp | None, allowed: float) -> bool:
-    """Whether something that was true then came behind what is newer.
-
-    allowed: seconds. By more than that a clock was set back, or a recording begins anew.
-    """
-    if stamp is None or before is None:
-        return False
-    behind = (before[0] - stamp[0]) + (before[1] - stamp[1]) * 1e-9
-    return 0 < behind <= allowed
-
-
 class CameraInput:
     """One camera: the newest frame that could be read. allowed: seconds, see `is_overtaken`."""
 
@@ -66,7 +55,7 @@ class CameraInput:
         watch: WatchConfig | None = None,
         allowed: float = 0.0,
     ) -> None:
-        self.name, self.latest, self.allowed = name, Latest(topic, wake), allowed
+        self.name, self.latest, self.allowed = name, Latest(topic, wake, allowed), allowed
         self.watch = CameraWatch(name, watch or WatchConfig())
         self.frame: NDArray[np.uint8] | None = None  # (H, W, 3)
         self.arrival: Arrival | None = None  # of that frame

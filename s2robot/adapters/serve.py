@@ -151,7 +151,7 @@ class PolicyServer:
                 ping_timeout=30, close_timeout=CLOSING, server_header="s2robot", logger=quiet,
             )  # fmt: skip
         except OSError as error:  # the port is taken, is reserved, or the host is not this machine
-            why = in_words(error)
+            why = in_words(error, 1000)
             raise S2RobotError(
                 f"Cannot listen on {self.config.host}:{self.config.port}: {why}. Try another --port; --port 0 takes any"
                 " that is free"

@@ -56,7 +56,7 @@ def unpack(message: bytes) -> Any:
     except BadMessage:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        why = in_words(error)
+        why = in_words(error) or type(error).__name__
         raise BadMessage(
             f"The message of {len(message)} bytes is no msgpack that is read here: {why[:200]}. Expected one map,"
             " packed as openpi_client.msgpack_numpy does"
