@@ -260,7 +260,7 @@ def test_an_evaluation_can_leave_a_page(policy_folder: Path, tmp_path: Path) -> 
     summary = files.read_json(out / "summary.json")
     assert summary["episodes"] == 1 and summary["evaluation"]["shift"] == "light" and summary["policy"]["execute"] == 4
     page = (out / "report.html").read_text()
-    assert "data:video/mp4" in page and "No success in 1 rollouts" in page and "data:image/png" in page
+    assert "data:video/mp4" in page and "No success in 1 rollout." in page and "data:image/png" in page
     assert read_results(out / summary["log"])[0].seed == 7
 
 
