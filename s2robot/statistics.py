@@ -5,6 +5,7 @@ Pure: arrays in, numbers out; no disk, no clock, no random numbers.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def episodes_to_resolve(
     if runs < 1:
         raise InvalidInput(f"runs is {runs}; expected a whole number from 1 on")
     if runs > 1:
-        shift = _solve(lambda shift: power - _power(shift, runs, confidence), 0.0, 1000.0)
+        shift = _shift(runs, confidence, power)
         return max(1, math.ceil(shift**2 * (differing - difference**2) / (runs * difference**2)))
     reach = _z(confidence) * math.sqrt(differing)
     reach += NormalDist().inv_cdf(power) * math.sqrt(differing - difference**2)
@@ -148,19 +149,24 @@ def _t(freedom: int, confidence: float) -> float:
     return math.sqrt(freedom) * math.tan(float(np.interp(confidence, within / within[-1], x)))
 
 
-def _power(shift: float, runs: int, confidence: float) -> float:
-    """How often the mean of K numbers, which lies so many of its standard errors from 0, is told from 0.
+@functools.cache  # of few arguments, and asked after every run of a study
+def _shift(runs: int, confidence: float, power: float) -> float:
+    """How many of its standard errors the mean of K numbers must lie from 0 to be told from it with this power.
 
-    It is where both Student's interval and one that knows the spread leave 0 out: an integral over what is found for
-    the spread, u times what it is, whose density is u^(v - 1) exp(-v u^2 / 2), v = K - 1.
+    It is told where both Student's interval and one that knows the spread leave 0 out: an integral over what is found
+    for the spread, u times what it is, whose density is u^(v - 1) exp(-v u^2 / 2), v = K - 1.
     """
     freedom = runs - 1
     u = np.linspace(1e-3, 6.0, 2_000)
     logarithm = (freedom - 1) * np.log(u) - freedom * u**2 / 2
     weight = np.exp(logarithm - logarithm.max())
     bounds = np.maximum(_t(freedom, confidence) * u, _z(confidence))
-    found = [NormalDist().cdf(shift - bound) for bound in bounds]
-    return float(np.dot(weight, found) / weight.sum())
+
+    def missed(shift: float) -> float:
+        found = [NormalDist().cdf(shift - bound) for bound in bounds]
+        return power - float(np.dot(weight, found) / weight.sum())
+
+    return _solve(missed, 0.0, 1000.0)
 
 
 def _outcomes(values: Sequence[bool] | NDArray[Any]) -> NDArray[np.bool_]:

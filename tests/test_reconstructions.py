@@ -20,21 +20,23 @@ from s2robot.reconstructions import reconstruct, sheet
 MERGED = replace(TINY, objective="merged")
 
 
-def perfect(model: MaskedAutoencoder, images: Tensor) -> None:
+def perfect(model: MaskedAutoencoder, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoder paint what is wanted."""
     if isinstance(model, MergedAutoencoder):
         answer = torch.cat([model.wanted(model.cells(images, scale)).flatten(2) for scale in model.scales], dim=-1)
     else:
         answer = model.wanted(model.patches(images))
-    model.paint = lambda cls, tokens: answer  # type: ignore[method-assign]
+    monkeypatch.setattr(model, "paint", lambda cls, tokens: answer)
 
 
 @pytest.mark.parametrize("target", ["raw", "normalised"])
 @pytest.mark.parametrize("config", [TINY, MERGED], ids=["views", "merged"])
-def test_a_perfect_painter_gives_the_view_back(config: PretrainConfig, target: str) -> None:
+def test_a_perfect_painter_gives_the_view_back(
+    config: PretrainConfig, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build_model(replace(config, target=target)).eval()
     images = torch.randn(2, 3, model.size, model.size)
-    perfect(model, images)
+    perfect(model, images, monkeypatch)
     triples = reconstruct(model, images, torch.rand(2, 16))
     sizes = [whole.shape[-1] for whole, _, _ in triples]
     assert sizes == ([32, 64] if config is MERGED else [32])
