@@ -7,6 +7,7 @@ process on software GL and small networks alike), makes what it needs once, and 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import multiprocessing
@@ -105,7 +106,8 @@ def work(
 _END: Any = object()
 
 
-class _Under(NamedTuple, Generic[Item]):
+@dataclasses.dataclass(frozen=True)
+class _Under(Generic[Item]):  # no NamedTuple: of a Generic one Python 3.10 makes none
     """An item that is under way: since when, and since when it is watched [s, monotonic]; None: not yet."""
 
     item: Item
@@ -124,7 +126,7 @@ def _left(running: dict[Future[Any], _Under[Item]], count: int, patience: float)
         since = now if each.since is None else each.since
         late = now - since >= patience - grace
         watched = now if late and each.watched is None else each.watched
-        running[future] = each._replace(since=since, watched=watched)
+        running[future] = dataclasses.replace(each, since=since, watched=watched)
         if not future.done():
             ends.append(since + patience - grace if watched is None else watched + grace)
     return min(ends, default=now + patience) - now
@@ -186,6 +188,7 @@ class _Unmade(NamedTuple):
 def stop(pool: ProcessPoolExecutor) -> None:
     """End the workers now: what they are in the middle of is written atomically or not at all."""
     processes = list((pool._processes or {}).values())
+    answers: Any = pool._result_queue  # shutdown forgets it
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
@@ -196,6 +199,10 @@ def stop(pool: ProcessPoolExecutor) -> None:
         # `join` would not wait: the pool's own thread may have been told of the end, and not yet have written it down.
         while process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
+    # The pool's thread may be in the middle of an answer whose worker is gone. It waits for the rest as long as anyone
+    # could write it, and Python, at its end, waits for that thread.
+    if answers is not None:
+        answers._writer.close()
 
 
 @contextlib.contextmanager

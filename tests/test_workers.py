@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
+import threading
 import time
 from functools import partial
 from itertools import count
@@ -63,6 +65,30 @@ def test_an_endless_series_may_be_left() -> None:
     while any(_alive(p) for p in pids):
         assert time.monotonic() < deadline, "a worker outlived its work"
         time.sleep(0.05)
+
+
+def answer_in_part(folder: Path, item: int) -> int:
+    """Item 1 gets no further with its answer than to say how long that is."""
+    if item == 1:
+        frame: Any = sys._getframe()
+        while "result_queue" not in frame.f_locals:
+            frame = frame.f_back
+        os.write(frame.f_locals["result_queue"]._writer.fileno(), (1000).to_bytes(4, "big"))
+        (folder / "begun").touch()
+        time.sleep(600)
+    return item
+
+
+def test_a_worker_stopped_in_the_middle_of_its_answer_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Python joins the pool's thread at its end: a command that had said all it had to say never ended."""
+    series = workers.work(partial(Path, tmp_path), answer_in_part, (i for i in (0, 1)), 2)
+    assert next(series)[0] == 0
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    (pool,) = [thread for thread in threading.enumerate() if type(thread).__name__ == "_ExecutorManagerThread"]
+    series.close()
+    pool.join(timeout=30)
+    assert not pool.is_alive()
 
 
 def test_workers_use_one_thread_and_the_parent_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +196,6 @@ def test_a_worker_whose_end_another_thread_was_told_of_is_waited_for() -> None:
     ended = SimpleNamespace(
         terminate=lambda: None, kill=lambda: None, join=lambda timeout: None, is_alive=alive.__next__
     )
-    pool: Any = SimpleNamespace(_processes={1: ended}, shutdown=lambda **_: None)
+    pool: Any = SimpleNamespace(_processes={1: ended}, _result_queue=None, shutdown=lambda **_: None)
     workers.stop(pool)
     assert list(alive) == []
