@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2robot import engines, files, ranks, registry, seals
+from s2robot import allocator, engines, files, ranks, registry, seals
 from s2robot.board import Board
 from s2robot.contribution import by_scale
 from s2robot.datasets import DemoDataset
@@ -120,11 +120,14 @@ def _learn(
     """All of it, on this process; the first one keeps what comes of it."""
     state, samples = _prepare(lesson, out, where, here)
     learned, held_out = lesson.split()
+    is_large = where.type == "cpu" and isinstance(lesson.source, Frames)
+    memory = allocator.keeping_freed() if is_large else contextlib.nullcontext()
     if not here.is_first:
-        _loop(state, samples, learned, lesson.config, here, progress)
+        with memory:
+            _loop(state, samples, learned, lesson.config, here, progress)
         return
     files.write_json(out / SETTINGS, settings)
-    with _Log(state, samples, held_out, lesson, out) as log:
+    with memory, _Log(state, samples, held_out, lesson, out) as log:
         _loop(state, samples, learned, lesson.config, here, progress, log.note)
     if worth := by_scale(state.averaged.module, samples, held_out, lesson.encoder.scale_names):
         files.write_json(out / "scales.json", worth)
