@@ -48,11 +48,14 @@ class UnknownName(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known, name = sorted(known), str(name)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        # A word without dots may be the last part of a key: --stpes is nearer to --train.steps than to --seed.
+        parts = {each.rpartition(".")[2]: each for each in reversed(known) if "." not in name}
+        parts |= {each: each for each in known}
+        near = [parts[part] for part in difflib.get_close_matches(name, parts, n=1, cutoff=0.5)]
         guess = f" Did you mean {near[0]!r}?" if near else ""
         tail = f" ({hint})" if hint else ""
         if len(known) > self.LISTED:
-            listed = difflib.get_close_matches(name, known, n=6, cutoff=0.0)
+            listed = list(dict.fromkeys(parts[part] for part in difflib.get_close_matches(name, parts, 12, 0.0)))[:6]
             tail = f", and {len(known) - len(listed)} more{tail}"
         else:
             listed = known

@@ -36,6 +36,7 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
         ),
         (["train", "Lift", "--out", "o"], "s2robot collect Lift --out runs/demos.hdf5"),
         (["demo", "--no-install", "--collect.demoz", "3"], "Did you mean '--collect.demos'"),
+        (["demo", "--no-install", "--stpes", "3"], "Did you mean '--train.steps'"),
         (["demo", "--no-install", "--config", "nosuch"], "Unknown config"),
         (["collect", "Lfit", "--out", "x.hdf5"], "Did you mean 'Lift'"),
         (["encode", "nowhere.hdf5"], "No demonstrations at"),
