@@ -67,7 +67,7 @@ def local(path: str | Path) -> Path:
 def exists(address: str) -> bool:
     """Is there such a file now?"""
     with _reaching(address) as (system, inner):
-        return bool(system.exists(inner))
+        return _tells(system, inner) is not None
 
 
 def beside(path: str | Path, name: str) -> str | Path:
@@ -106,7 +106,8 @@ def store(source: Path, address: str) -> None:
 def folder(address: str, names: Sequence[str]) -> Path:
     """A folder with copies of these files of a folder, those that are there."""
     with _reaching(address) as (system, inner):
-        tells = {name: _tells(system, f"{inner}/{name}") for name in names if system.exists(f"{inner}/{name}")}
+        found = {name: _tells(system, f"{inner}/{name}") for name in names}
+        tells = {name: each for name, each in found.items() if each is not None}
         copy = files.cache_folder() / "remote" / _short(json.dumps([address, tells])) / _name(address)
         for name in tells:
             _get(system, f"{inner}/{name}", copy / name)
@@ -115,10 +116,9 @@ def folder(address: str, names: Sequence[str]) -> Path:
 
 def _fetch(address: str) -> Path:
     with _reaching(address) as (system, inner):
-        if not system.exists(inner):
+        if (tells := _tells(system, inner)) is None:
             raise InvalidInput(f"There is nothing at {shown(address)}")
-        tells = json.dumps([address, _tells(system, inner)])
-        copy = files.cache_folder() / "remote" / _short(tells) / _name(address)
+        copy = files.cache_folder() / "remote" / _short(json.dumps([address, tells])) / _name(address)
         _get(system, inner, copy)
         return copy
 
@@ -129,8 +129,18 @@ def _get(system: Any, inner: str, copy: Path) -> None:
             system.get_file(inner, str(temporary))
 
 
-def _tells(system: Any, inner: str) -> list[str]:
-    info = system.info(inner)
+def _tells(system: Any, inner: str) -> list[str] | None:
+    """What shows which file is there now; None: none is.
+
+    `system.exists` says that of a server that does not answer, too, and so does what `info` raises for the web.
+    """
+    try:
+        info = system.info(inner)
+    except FileNotFoundError as error:
+        answer = getattr(error.__cause__, "status", None)  # the web's
+        if error.__cause__ is None or (answer is not None and 400 <= answer < 500):
+            return None
+        raise error.__cause__ from None
     return [str(info.get(name)) for name in TELLS]
 
 

@@ -6,6 +6,7 @@ import functools
 import http.server
 import json
 import pickle
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -206,7 +207,7 @@ def test_what_a_web_address_is_let_in_by_is_neither_shown_nor_kept(
         assert FeatureStore(done.parent).index["dataset"] == f"http://{host}/a.hdf5"
         assert cli.main(["encode", address.replace("a.hdf5", "none.hdf5"), *words]) == 2
         server.shutdown()
-    with pytest.raises(S2RobotError, match="There is nothing at") as refused:  # nor anybody by now
+    with pytest.raises(S2RobotError, match="cannot be reached") as refused:  # nobody is there by now
         DemoDataset(address.replace("//", "//me:SECRET@"))
     told = capsys.readouterr()
     assert f"There is nothing at http://{host}/none.hdf5" in told.err.replace("\n", "")
@@ -245,6 +246,38 @@ def test_errors_of_a_store_say_no_secrets() -> None:
 def test_commands_are_kept_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["s2robot", "study", "study-pick", "--data=https://h.org/a?SECRET"])
     assert json.loads(locks._holder())["command"][-1] == "--data=https://h.org/a"
+
+
+def test_a_web_server_that_does_not_answer_is_not_one_that_has_nothing() -> None:
+    """What is stored there would be encoded again, and "there is nothing" sends people to look for a wrong address."""
+    pytest.importorskip("aiohttp", reason="pip install 'fsspec[http]'")
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/a.hdf5"
+    for ask in (remote.exists, remote.local, lambda address: remote.folder(address, ["done"])):
+        with pytest.raises(S2RobotError, match="cannot be reached"):
+            ask(address)
+
+
+@pytest.mark.parametrize(("status", "is_there"), [(404, False), (403, False), (410, False), (500, None), (503, None)])
+def test_only_a_server_that_says_so_has_nothing(status: int, is_there: bool | None) -> None:
+    pytest.importorskip("aiohttp", reason="pip install 'fsspec[http]'")
+
+    class Answers(_Quiet):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_HEAD = do_GET  # noqa: N815 - http.server's name
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.hdf5"
+        if is_there is None:
+            with pytest.raises(S2RobotError, match=f"cannot be reached: {status}"):
+                remote.exists(address)
+        else:
+            assert remote.exists(address) is is_there
+        server.shutdown()
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
