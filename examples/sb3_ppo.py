@@ -24,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
 
     cameras = s2robot.make_vec_env(args.task, args.envs, fidelity="fast", frame_size=256, autoreset_mode="SameStep")
-    raw = GymnasiumVecEnv(cameras)
+    raw = GymnasiumVecEnv(cameras, cost=1.0)  # rewards are in [0, 1], and success must be worth ending them
     raw.seed(args.seed)
 
     # A small look: 16 principal components a scale, fitted once to the first frames; then everything is fixed.

@@ -107,7 +107,9 @@ class ACTNetwork(Neck):
         shown = torch.cat([(actions * valid[..., None]).flatten(-2), looks], dim=-1)
         mean, log_variance = self.posterior(shown).chunk(2, dim=-1)  # (B, T, latent) each
         style = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean()
+        kl = masked_mean(
+            0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1, keepdim=True), valid.amax(-1)
+        )
         loss: Tensor = masked_mean((self(looks, style) - actions).abs(), valid) + self.config.kl_weight * kl
         return loss
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.compression import Shapes
-from s2robot.policies.neck import Neck, NeckConfig, masked_mean
+from s2robot.policies.neck import Neck, NeckConfig
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,17 @@ class FlowNetwork(Neck):
         return x
 
     def loss(self, looks: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        """Mean squared error of the velocity at `times` random times, after the last look, where valid is 1."""
-        actions, valid = actions[:, -1], valid[:, -1]  # (B, A, M), (B, A)
+        """Mean squared error of the velocity at `times` random times, after the last look.
+
+        Beyond an episode's end too, where the last action is repeated, as in Diffusion Policy: all numbers of a chunk
+        are read to move each of them, so those must go where they went in training.
+        """
+        actions = actions[:, -1]  # (B, A, M)
         seen = self.begin(looks).expand(self.config.times, -1, -1)
         t = torch.rand(*seen.shape[:2], 1, device=seen.device)  # (times, B, 1)
         noise = torch.randn(self.config.times, *actions.shape, device=seen.device)
         x = (1 - t[..., None]) * noise + t[..., None] * actions
-        error = (self.velocity(seen, x, t) - (actions - noise)).square().mean(dim=0)  # (B, A, M)
-        return masked_mean(error, valid)
+        return (self.velocity(seen, x, t) - (actions - noise)).square().mean()
 
 
 CONFIG, NETWORK = FlowConfig, FlowNetwork

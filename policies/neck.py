@@ -83,7 +83,8 @@ class Neck(nn.Module, ABC):
         super().__init__()
         self.config, self.shapes = config, shapes
         self.compression = Compression(shapes, config.components)
-        self.readout: Readout = READOUTS[config.readout](
+        readout = "flat" if shapes.grid == (1, 1) else config.readout  # of one place there is nothing to choose
+        self.readout: Readout = READOUTS[readout](
             shapes.views,
             shapes.scales * self.compression.components,
             shapes.grid,

@@ -64,7 +64,8 @@ class PixelNetwork(BCNetwork, ABC):
 
     def see(self, kept: Tensor) -> Tensor:
         """Frames (B, V, h, w, 3) uint8 -> compressed maps (B, V, C, h, w)."""
-        frames = random_shift(kept, self.config.shift) if self.training and self.config.shift else kept
+        moves = self.training and self.config.shift
+        frames = random_shift(kept, self.config.shift, self.config.context) if moves else kept
         maps: Tensor = self.compression(self.encode(frames))
         return maps
 
@@ -78,17 +79,18 @@ class PixelNetwork(BCNetwork, ABC):
         return {"encoder": None, "encoder_fingerprint": None}
 
 
-def random_shift(frames: Tensor, pad: int) -> Tensor:
-    """Each view of each sample moved by up to `pad` pixels on both axes; its edge fills what opens up.
+def random_shift(frames: Tensor, pad: int, looks: int = 1) -> Tensor:
+    """Each view of each window moved by up to `pad` pixels on both axes; its edge fills what opens up.
 
     The same as padding by `pad` with the edge's pixels and cropping anywhere, each offset as likely as any other.
 
     Args:
         frames: (B, V, H, W, 3), on whatever device.
+        looks: of a window, which are moved together: what moves from one to the next is what a context is for.
     """
     batch, views, height, width, _ = frames.shape
     device = frames.device
-    by = torch.randint(-pad, pad + 1, (2, batch, views, 1), device=device)
+    by = torch.randint(-pad, pad + 1, (2, batch // looks, views, 1), device=device).repeat_interleave(looks, dim=1)
     y = (torch.arange(height, device=device) + by[0]).clamp(0, height - 1)  # (B, V, H)
     x = (torch.arange(width, device=device) + by[1]).clamp(0, width - 1)  # (B, V, W)
     sample = torch.arange(batch, device=device)[:, None, None, None]

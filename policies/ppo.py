@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017), Stable-Baselines3's as it is.
+"""Proximal policy optimisation (Schulman et al. 2017), Stable-Baselines3's as it is; pixels are not shifted.
 
 `configs/rl-mvp.yaml` has the settings of MVP (Xiao et al. 2022; Radosavovic et al. 2022): CLS and proprioception, an
 MLP of SELUs.
@@ -49,8 +49,12 @@ def make(config: PPOConfig, env: Any, *, reading: dict[str, Any], gamma: float, 
     """The learner; see `policies.sac.make`."""
     sb3 = require("stable_baselines3", extra="rl", purpose="Reinforcement learning")
 
+    eyes = dict(reading.get("features_extractor_kwargs", {}))
+    if "shift" in eyes:  # the ratio of probabilities would be that of two shifts, not of two policies
+        reading = {**reading, "features_extractor_kwargs": {**eyes, "shift": 0}}
+
     def falling(left: float) -> float:
-        return config.lr * 0.5 * (1 - math.cos(math.pi * left))
+        return config.lr * 0.5 * (1 - math.cos(math.pi * max(left, 0.0)))  # the last rollout goes past the end
 
     return sb3.PPO(
         "MultiInputPolicy", env, learning_rate=falling if config.cosine else config.lr, n_steps=config.rollout,

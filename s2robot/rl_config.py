@@ -119,6 +119,13 @@ class RLConfig:
                 f"steps is {self.steps}, which are {self.decisions} decisions, and it learns only after {starts}"
                 " (learn.starts): it would learn nothing"
             )
+        updates = (self.decisions - starts) * getattr(self.learn, "updates", 0)  # of the critics
+        alone, delay = getattr(self.learn, "alone", 0), getattr(self.learn, "delay", 1)
+        if hasattr(self.learn, "alone") and updates < max(alone + 1, delay):
+            raise InvalidInput(
+                f"steps is {self.steps}, which are {updates} updates of the critics, and the actor's first is after"
+                f" {max(alone, delay - 1)} (learn.alone, learn.delay): it would learn nothing"
+            )
         if self.sight.see == "pixels" and (side := min(self.sight.size, self.world.frame_size)) < LEAST_PIXELS:
             raise InvalidInput(f"The network of pixels would read {side} of them; expected {LEAST_PIXELS} or more")
 

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     proprioception: Tensor  # (B, T, Q)
     goal: Tensor  # (B, T, G)
     actions: Tensor  # (B, T, A, M)
-    valid: Tensor  # (B, T, A): 0 beyond the end of the episode
+    valid: Tensor  # (B, T, A): 0 beyond the end of the episode, and after looks before its beginning
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Samples:
     actions: Tensor  # (F, A, M)
     valid: Tensor  # (F, A): 0 beyond the end of the episode
     window: Tensor  # (F, T): rows of the looks that lead to this one, oldest first, itself last
+    real: Tensor  # (F, T): 0 where the episode's first look stands in for one that was not
     disk: OnDisk | None = None  # where `seen` is, if not in memory
 
     @property
@@ -66,8 +67,9 @@ class Samples:
         versions: (B,) which one each window is seen in, the whole of it; default: all in the plain one, 0.
         """
         past, shown = self._looks(rows, versions)
-        fields = (self.proprioception, self.goal, self.actions, self.valid)
-        return Batch(self.seen[shown].to(device), *(field[past].to(device) for field in fields))
+        valid = self.valid[past] * self.real[rows, :, None]  # where nobody looked there was nothing to decide
+        fields = (*(field[past] for field in (self.proprioception, self.goal, self.actions)), valid)
+        return Batch(self.seen[shown].to(device), *(field.to(device) for field in fields))
 
     def expect(self, rows: Tensor, versions: Tensor) -> None:
         """These will be taken next: have them read from disk meanwhile."""
@@ -112,8 +114,8 @@ def gather(dataset: DemoDataset, source: Source, network: Any, episodes: range, 
     seen, disk = _seen(source, network, sum(map(len, steps)), scratch)
     fields = [_fields(dataset.episode(k), steps[k], config.chunk) for k in episodes]
     state, goal, actions, valid = (torch.from_numpy(np.concatenate(part)) for part in zip(*fields, strict=True))
-    window = torch.from_numpy(_windows(steps, config, source.stride))
-    return Samples(seen, state, goal, actions, valid, window, disk)
+    window, real = map(torch.from_numpy, _windows(steps, config, source.stride))
+    return Samples(seen, state, goal, actions, valid, window, real, disk)
 
 
 def _seen(source: Source, network: Any, count: int, scratch: Path) -> tuple[Tensor, OnDisk | None]:
@@ -150,10 +152,11 @@ def _fields(episode: StoredEpisode, steps: Rows, chunk: int) -> tuple[NDArray[An
     )
 
 
-def _windows(steps: list[Rows], config: Any, stride: int) -> Rows:
-    """Of every row the rows of its window, (F, T): `execute` steps apart, the episode's first instead of what lacks."""
+def _windows(steps: list[Rows], config: Any, stride: int) -> tuple[Rows, NDArray[np.float32]]:
+    """Of every row the rows of its window, `execute` steps apart, the episode's first instead of what lacks; and 1
+    where none lacks.  (F, T), (F, T)"""
     back = np.arange(config.context - 1, -1, -1) * (config.execute // stride)
+    within = [np.arange(len(part))[:, None] - back for part in steps]
     firsts = np.cumsum([0, *map(len, steps)])
-    return np.concatenate(
-        [first + (np.arange(len(part))[:, None] - back).clip(min=0) for first, part in zip(firsts, steps, strict=False)]
-    )
+    rows = [first + part.clip(min=0) for first, part in zip(firsts, within, strict=False)]
+    return np.concatenate(rows), (np.concatenate(within) >= 0).astype(np.float32)

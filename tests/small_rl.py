@@ -16,7 +16,7 @@ WORDS = {
     "ppo": ["--learn.rollout", "8", "--learn.batch", "8", "--learn.epochs", "2", "--learn.widths", "16"],
     "sac": OFF_POLICY,
     "rlpd": [*OFF_POLICY, "--learn.critics", "3", "--learn.trunk", "8", "--learn.settle", "7"],
-    "ibrl": [*OFF_POLICY, "--learn.critics", "3", "--learn.trunk", "8"],
+    "ibrl": [*OFF_POLICY, "--learn.critics", "3", "--learn.trunk", "8", "--learn.alone", "9"],
 }
 
 

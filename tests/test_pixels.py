@@ -68,6 +68,15 @@ def test_random_shift_is_a_crop_of_the_padded_frame_and_each_view_has_its_own() 
     assert any(found[2 * k] != found[2 * k + 1] for k in range(50))
 
 
+def test_the_looks_of_a_window_are_moved_together() -> None:
+    """What moves from one to the next is what a context is for."""
+    torch.manual_seed(0)
+    frames = torch.from_numpy(random_frames(8, 2, 12, 16, 3)).repeat_interleave(3, dim=0)
+    moved = random_shift(frames, 2, looks=3).unflatten(0, (8, 3))
+    assert torch.equal(moved[:, 0], moved[:, 1]) and torch.equal(moved[:, 0], moved[:, 2])
+    assert not torch.equal(moved.flatten(0, 1), frames)
+
+
 def _cnn(**settings: Any) -> CNNNetwork:
     config = CNNConfig(size=32, widths=(16, 32), blocks=1, components=8, shift=3, **settings)
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,11 +83,9 @@ def batch_of(network: Any, windows: int = 3) -> Batch:
     )
 
 
-@pytest.mark.parametrize("kind", registry.POLICIES)
+@pytest.mark.parametrize("kind", [kind for kind in registry.POLICIES if kind != "flow"])  # which reads all of a chunk
 def test_loss_ignores_what_lies_beyond_the_end_of_an_episode(kind: str) -> None:
     network = network_of(kind).eval()
-    if kind == "flow":  # it sees the whole noisy chunk at once: what is beyond is an input, but never an answer
-        network.enter.weight.data.zero_()
     batch = batch_of(network)
     batch.valid[..., 2:] = 0
 
@@ -234,9 +233,50 @@ def test_windows_are_looks_execute_steps_apart_and_begin_with_the_first() -> Non
     """Two episodes, every second step encoded, looks four steps apart."""
     config = RNNConfig(context=3, execute=4)
     steps = [np.arange(0, 12, 2), np.arange(0, 5, 2)]
-    windows = samples._windows(steps, config, stride=2)
+    windows, real = samples._windows(steps, config, stride=2)
     assert windows[:6].tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 3], [0, 2, 4], [1, 3, 5]]
     assert windows[6:].tolist() == [[6, 6, 6], [6, 6, 7], [6, 6, 8]]
+    # Two steps before the first look nobody looked, though its neighbour's window begins with the same row.
+    assert real[:6].tolist() == [[0, 0, 1], [0, 0, 1], [0, 1, 1], [0, 1, 1], [1, 1, 1], [1, 1, 1]]
+    assert real[6:].tolist() == [[0, 0, 1], [0, 0, 1], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("kind", ["bc-rnn", "act"])
+def test_looks_that_stand_in_for_others_decide_nothing(kind: str) -> None:
+    """Of the first step's window all but the last are copies: they are read, and what they would do does not count."""
+    network = network_of(kind, context=3).train()
+    some = samples.Samples(
+        torch.randn(2, 2, 12, 4, 4), torch.randn(2, 5), torch.zeros(2, 0), torch.rand(2, 4, 4), torch.ones(2, 4),
+        torch.tensor([[0, 0, 0], [0, 0, 1]]), torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]),
+    )  # fmt: skip
+    batch = some.take(torch.arange(2), torch.device("cpu"))
+    assert batch.valid[..., 0].tolist() == [[0, 0, 1], [0, 1, 1]]
+    other = batch.actions.clone()
+    other[0, :2], other[1, 0] = -1, -1
+
+    def loss(actions: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return network.batch_loss(batch._replace(actions=actions))
+
+    torch.testing.assert_close(loss(other), loss(batch.actions))
+
+
+@pytest.mark.parametrize("goal", [0, 3])
+@pytest.mark.parametrize("tokens", ["map", "cls"])
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("kind", registry.POLICIES)
+def test_all_that_can_learn_learns(kind: str, readout: str, tokens: str, goal: int) -> None:
+    """Of one place, as CLS is, attention chooses nothing: its queries would learn nothing and all read the same."""
+    module = registry.policy_module(kind)
+    config = module.CONFIG(chunk=4, components=6, readout=readout, tokens=tokens)
+    grid = (4, 4) if tokens == "map" else (1, 1)
+    torch.manual_seed(0)
+    network = module.NETWORK(config, replace(SHAPES, grid=grid, goal=goal)).train()
+    batch = batch_of(network)
+    seen = batch.seen[..., : grid[0], : grid[1]]
+    network.batch_loss(batch._replace(seen=seen, goal=torch.randn(*seen.shape[:2], goal))).backward()
+    still = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.abs().max()]
+    assert still == []
 
 
 def test_acting_gives_its_network_the_windows_of_training() -> None:
@@ -297,7 +337,7 @@ def test_what_a_scale_contributes_is_what_is_lost_without_it() -> None:
             layer.weight[:, 6:] = 0  # the finer scale's channels
     some = samples.Samples(
         torch.randn(8, 2, 12, 4, 4).half(), torch.randn(8, 5), torch.zeros(8, 0), torch.rand(8, 4, 4), torch.ones(8, 4),
-        torch.arange(8)[:, None],
+        torch.arange(8)[:, None], torch.ones(8, 1),
     )  # fmt: skip
     found = by_scale(network, some, torch.arange(8), ["1", "2"])
     assert found is not None

@@ -17,6 +17,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from s2robot import registry
+from s2robot.adapters.sb3_sight import PixelExtractor
 
 BIAS = 0.25  # of the prior
 
@@ -39,6 +40,38 @@ class Aim(gymnasium.Env[dict[str, Any], Any]):
 
     def _seen(self) -> dict[str, Any]:
         return {"proprioception": self.there, "proposal": self.there + BIAS}
+
+
+class Watch(Aim):
+    """Pixels of noise are seen."""
+
+    observation_space = spaces.Dict({"frames": spaces.Box(0, 255, (1, 48, 48, 3), np.uint8)})
+
+    def _seen(self) -> dict[str, Any]:
+        return {"frames": self.np_random.integers(0, 256, (1, 48, 48, 3), np.uint8)}
+
+
+def test_ppo_weighs_decisions_by_the_frames_they_were_of() -> None:
+    """Its ratio of probabilities is 1 before anything is learned: a random shift drawn in updates is not in it."""
+    module, sight = registry.algorithm("ppo"), {"features_extractor_class": PixelExtractor}
+    reading = {**sight, "features_extractor_kwargs": {"shift": 4}}
+    env = DummyVecEnv([Watch])
+    policy = module.make(module.CONFIG(), env, reading=reading, gamma=0.9, seed=0, decisions=8).policy
+    seen = {"frames": torch.as_tensor(env.reset()["frames"])}
+    policy.set_training_mode(False)
+    with torch.no_grad():
+        actions, _, acted = policy(seen)
+        policy.set_training_mode(True)
+        _, learned, _ = policy.evaluate_actions(seen, actions)
+    assert_close(learned, acted)
+
+
+def test_a_rate_that_falls_ends_at_nothing() -> None:
+    """The last rollout goes past the end, where Stable-Baselines3's share that is left is negative."""
+    module = registry.algorithm("ppo")
+    words = {"reading": {"features_extractor_class": CombinedExtractor}, "gamma": 0.9, "seed": 0, "decisions": 8}
+    rate = module.make(module.CONFIG(cosine=True), DummyVecEnv([Aim]), **words).lr_schedule
+    assert rate(1.0) == module.CONFIG().lr and rate(0.0) == rate(-0.5) == rate(-1.0) == 0.0
 
 
 @pytest.mark.parametrize("algorithm", ["sac", "rlpd", "ibrl"])

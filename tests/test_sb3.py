@@ -253,6 +253,16 @@ def test_ppo_learns_from_frames_alone(encoder: Encoder) -> None:
     assert after > before + 1
 
 
+def test_a_step_may_cost_something() -> None:
+    steps = []
+    for cost in (0.0, 1.0):
+        env = GymnasiumVecEnv(SyncVectorEnv([Dot] * 2, autoreset_mode="SameStep"), cost=cost)
+        env.seed(0)
+        env.reset()
+        steps.append(env.step(np.zeros((2, 1), np.float32))[1])
+    assert np.array_equal(steps[1], steps[0] - 1) and steps[1].dtype == np.float32
+
+
 def test_gymnasiums_environments_can_be_asked_and_told() -> None:
     env = GymnasiumVecEnv(SyncVectorEnv([Dot] * 2, autoreset_mode="SameStep"))
     env.set_attr("horizon", 3, indices=1)

@@ -48,6 +48,28 @@ def test_lift(lift_env: Any, tmp_path: Path, algorithm: Any, words: dict[str, An
     assert env.observation_space["features"].shape == (2, 192, 8, 8)
 
 
+def returned(env: Any, *, cost: float, short: float) -> float:
+    """By Reach's expert that is shown the cube so much too high [m]."""
+    env.reset(seed=500_003)
+    expert, total, is_over = env.task.demonstrator(), 0.0, False
+    while not is_over:
+        state = env.privileged()
+        _, reward, success, late, _ = env.step(expert.act({**state, "cube": state["cube"] + [0, 0, short]}))
+        total, is_over = total + reward - cost, success or late
+    return total
+
+
+def test_success_pays_where_steps_cost() -> None:
+    """Of rewards in [0, 1] it ends the flow: see `GymnasiumVecEnv`."""
+    env = s2robot.make_env("Reach", fidelity="fast", render_frames=False)
+    assert returned(env, cost=0.0, short=0.0) < returned(env, cost=0.0, short=0.03)
+    assert returned(env, cost=1.0, short=0.0) > returned(env, cost=1.0, short=0.03)
+    env.close()
+    for name in ("docs/reinforcement.md", "examples/sb3_ppo.py"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert all("cost=1.0" in line for line in text.splitlines() if re.search(r"= GymnasiumVecEnv\(", line))
+
+
 def test_our_vector_environment_behind_their_interface() -> None:
     vector = s2robot.make_vec_env("Reach", 2, fidelity="fast", frame_size=64, autoreset_mode="SameStep")
     bridge = GymnasiumVecEnv(vector)

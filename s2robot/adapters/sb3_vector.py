@@ -64,16 +64,20 @@ class GymnasiumVecEnv(_vec_env.VecEnv):  # type: ignore[misc]
 
     It must begin the next episode in the step that ends the last: `autoreset_mode="SameStep"`. Our `info["success"]` is
     passed on as `is_success` too, from which success rates are logged.
+
+    Args:
+        cost: taken off the reward of every step. Where rewards are in [0, 1] and success ends the episode, as in Reach
+            and shaped tasks, 1: else success gives up all that staying just short of it would bring.
     """
 
-    def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any], *, cost: float = 0.0) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
             raise InvalidInput(
                 f"This environment's autoreset mode is {mode}; Stable-Baselines3 needs 'SameStep':"
                 " make_vec_env(..., autoreset_mode='SameStep')"
             )
-        self.env = env
+        self.env, self.cost = env, cost
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
@@ -100,7 +104,7 @@ class GymnasiumVecEnv(_vec_env.VecEnv):  # type: ignore[misc]
             info["TimeLimit.truncated"] = bool(truncated[k] and not terminated[k])
             if "success" in info:
                 info["is_success"] = bool(info["success"])
-        return observation, rewards.astype(np.float32), terminated | truncated, infos
+        return observation, (rewards - self.cost).astype(np.float32), terminated | truncated, infos
 
     def close(self) -> None:
         self.env.close()
