@@ -91,7 +91,7 @@ class Exam:
         """Classes of the test images, by a head that never saw them."""
         x, y = torch.from_numpy(columns), self.labels
         fit, valid = (torch.from_numpy(self.train)[rows] for rows in divide(len(self.train), seed))
-        head = fit_logistic((x[fit], y[fit]), (x[valid], y[valid]), len(self.images.classes))
+        head = fit_logistic((x[fit], y[fit]), (x[valid], y[valid]), len(self.images.classes), balanced=False)
         answers: NDArray[np.int64] = head(x[torch.from_numpy(self.test)]).argmax(dim=1).numpy()
         return answers
 

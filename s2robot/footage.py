@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from s2robot import clips, files, registry, seals, workers
 from s2robot.errors import InvalidInput, S2RobotError
 from s2robot.progress import Told
 from s2robot.recipe import PretrainConfig
+
+_log = logging.getLogger(__name__)
 
 EPISODES_A_PIECE = 16  # rendered and kept together
 HELD_OUT = 50  # one frame in so many
@@ -60,6 +63,10 @@ def gather(config: PretrainConfig, out: Path, progress: Told) -> Footage:
         footage = open_footage(Path(config.source), config.frame_size)
         _hold(out / "source.txt", seals.digest_once(Path(config.source)), config.source)
         if config.frames < len(footage.train):
+            _log.warning(
+                "%s: the first %d of its %d training frames are used. All: --frames %d",
+                config.source, config.frames, len(footage.train), len(footage.train),
+            )  # fmt: skip
             return Footage(footage.frames[: footage.held_out + config.frames], footage.held_out)
         return footage
     if not path.exists():

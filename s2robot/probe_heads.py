@@ -89,15 +89,18 @@ def fit_logistic(
     valid: tuple[Tensor, Tensor],
     classes: int,
     strengths: tuple[float, ...] = LOGISTIC_STRENGTHS,
+    *,
+    balanced: bool = True,
 ) -> Linear:
     """Multinomial logistic regression on standardised columns; the strength of least validation loss.
 
-    Classes weigh the same however often they occur, so that chance is 1 / classes.
+    Classes weigh the same however often they occur, so that chance is 1 / classes; unless `balanced` is False, for who
+    counts right answers.
     """
     mean, scale = fit[0].mean(dim=0), _spread(fit[0]) * fit[0].shape[1] ** 0.5
     x, labels = (fit[0] - mean) / scale, fit[1]
     often = torch.bincount(labels, minlength=classes).clamp(min=1)
-    weight = len(labels) / (classes * often.float())
+    weight = len(labels) / (classes * often.float()) if balanced else None
     weights = torch.zeros(x.shape[1], classes, requires_grad=True, device=x.device)
     bias = torch.zeros(classes, requires_grad=True, device=x.device)
     found: list[tuple[float, Linear]] = []

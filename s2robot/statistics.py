@@ -104,8 +104,8 @@ def episodes_to_resolve(
         n = (z_a sqrt(q) + z_b sqrt(q - d^2))^2 / d^2,   d = difference, q = share of seeds on which outcomes differ
 
     That is of one run an arm, by McNemar's test: R. J. Connor, Biometrics 43:207-211 (1987). Of several runs, which do
-    not differ but by chance, it is what Student's test of the runs' differences needs: with two or three it does not
-    know yet how little they differ.
+    not differ but by chance, it is what Student's test of the runs' differences needs (with two or three it does not
+    know yet how little they differ) and the bootstrap, which from about five runs on is the wider.
     """
     if not 0 < difference <= differing <= 1 or not 0 < power < 1:
         raise InvalidInput(
@@ -153,14 +153,17 @@ def _t(freedom: int, confidence: float) -> float:
 def _shift(runs: int, confidence: float, power: float) -> float:
     """How many of its standard errors the mean of K numbers must lie from 0 to be told from it with this power.
 
-    It is told where both Student's interval and one that knows the spread leave 0 out: an integral over what is found
-    for the spread, u times what it is, whose density is u^(v - 1) exp(-v u^2 / 2), v = K - 1.
+    It is told where both Student's interval and the bootstrap's (`s2robot.bootstrap.resample`) leave 0 out. The latter
+    draws scenes and then runs, so what is left of neither, which is nearly all that there is of successes, counts
+    once for the scenes and twice for the runs: for its own spread, and for the draw's (A. B. Owen, Annals of Applied
+    Statistics 1:386-411, 2007). An integral over what is found for the spread of runs, u times what it is, whose
+    density is u^(v - 1) exp(-v u^2 / 2), v = K - 1.
     """
     freedom = runs - 1
     u = np.linspace(1e-3, 6.0, 2_000)
     logarithm = (freedom - 1) * np.log(u) - freedom * u**2 / 2
     weight = np.exp(logarithm - logarithm.max())
-    bounds = np.maximum(_t(freedom, confidence) * u, _z(confidence))
+    bounds = np.maximum(_t(freedom, confidence) * u, _z(confidence) * np.sqrt(1 + 2 * u**2))
 
     def missed(shift: float) -> float:
         found = [NormalDist().cdf(shift - bound) for bound in bounds]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot import seals
+from s2robot import bootstrap, seals
 from s2robot.cli import main
 from s2robot.compare import Arm, compare, rate, versus
 from s2robot.errors import InvalidInput
@@ -158,7 +158,22 @@ def test_that_many_episodes_resolve_it_four_times_in_five() -> None:
     assert 0.72 < found / 400 < 0.88
 
 
-@pytest.mark.parametrize("runs", [2, 3, 5])
+@pytest.mark.parametrize("runs", [5, 10])
+def test_that_many_of_five_runs_and_more_do_so_by_the_intervals_that_decide(runs: int) -> None:
+    difference, differing = 0.1, 0.3
+    n = episodes_to_resolve(difference, differing, runs=runs)
+    rng, found = np.random.default_rng(5), 0
+    for _ in range(150):
+        draw = rng.random((runs, n))
+        only_a, only_b = draw < (differing + difference) / 2, draw > 1 - (differing - difference) / 2
+        both = rng.random((runs, n)) < 0.5
+        a, b = (np.stack([one | (both & ~other), np.ones_like(one)], -1).astype(float) for one, other in
+                ((only_a, only_b), (only_b, only_a)))  # fmt: skip
+        found += bootstrap.paired_difference(a, b, bootstrap.ratio, draws=500).low > 0
+    assert 0.68 < found / 150 < 0.9
+
+
+@pytest.mark.parametrize("runs", [2, 3])
 def test_that_many_of_several_runs_do_so_too(runs: int) -> None:
     """By Student's interval, which of few runs is seldom not the widest."""
     difference, differing = 0.1, 0.3

@@ -112,12 +112,13 @@ def test_the_frames_of_another_run_are_used_where_they_are(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / "second").iterdir()] == ["source.txt"]  # which says of what they are
 
 
-def test_of_the_frames_of_another_run_so_many_are_taken(tmp_path: Path) -> None:
+def test_of_the_frames_of_another_run_so_many_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = folder_with_frames(tmp_path / "first") / "frames.npy"
     files.write_json(source.with_name("footage.json"), {"held_out": 7})
     made = gather(replace(TINY, source=str(source), frames=3), tmp_path / "second", quiet)
     np.testing.assert_array_equal(made.train, some_frames()[7:10])
     np.testing.assert_array_equal(made.valid, some_frames()[:7])
+    assert "the first 3 of its" in caplog.text
 
 
 def test_frames_that_were_replaced_are_not_gone_on_with(tmp_path: Path) -> None:

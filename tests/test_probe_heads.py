@@ -78,6 +78,16 @@ def test_logistic_gives_rare_classes_their_weight() -> None:
     assert (found[labels == 1] == 1).float().mean() > 0.6
 
 
+def test_where_right_answers_count_logistic_is_no_worse_than_the_commonest_class() -> None:
+    labels = torch.cat([torch.zeros(900), torch.ones(100)]).long()
+    x = labels[:, None] + draw(1000, 1)
+    right = [
+        float((fit_logistic((x, labels), (x, labels), 2, balanced=balanced)(x).argmax(dim=1) == labels).float().mean())
+        for balanced in (False, True)
+    ]
+    assert right[0] > 0.89 and right[1] < 0.8
+
+
 def test_principal_axes_whiten_and_keep_the_strongest() -> None:
     tokens = draw(2000, 3) * torch.tensor([1.0, 10.0, 0.1]) + 4
     axes = PrincipalAxes.of(tokens)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from s2robot import stream as stream_module
 from s2robot.camera_watch import WatchConfig
-from s2robot.encoder import Encoder
+from s2robot.encoder import Encoder, load_encoder
 from s2robot.errors import InvalidInput
 
 LAYOUTS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
@@ -225,6 +225,20 @@ def test_reset_forgets(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Non
     stream(frame)
     assert counts == [5, 5]  # all tiles, and the audit
     assert stream.statistics().frames == 1
+
+
+def test_what_int8_makes_of_company_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One scale of activations for a whole batch: a tile alone is not the tile among others, even without tolerance."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(stream_module, "AUDIT_EVERY", 1)
+    encoder = load_encoder("s2robot-tiny", precision="int8", device="cpu")
+    stream, frame = encoder.stream("front"), random_frames(256, 256, 3)
+    stream(frame)
+    frame[:8, :8] = 0  # a corner: of the tiles two are encoded again, without the others
+    found, whole = stream(frame).map, encoder(frame).map
+    told = stream.statistics().worst_error
+    assert told is not None and told == pytest.approx(float((found - whole).norm() / whole.norm()), rel=0.1)
+    assert 0 < told < 0.02
 
 
 def test_two_cameras_do_not_mix(encoder: Encoder) -> None:
