@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from s2robot.compression import Shapes
 from s2robot.errors import UnknownName, UsageError
 from s2robot.policies.neck import Neck, NeckConfig
+from s2robot.policies.readout import FlatReadout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "selu": nn.SELU}
 
@@ -46,6 +47,9 @@ class ActorNetwork(Neck):
 
     def __init__(self, config: ActorConfig, shapes: Shapes) -> None:
         super().__init__(config, shapes)
+        if config.tokens != "map":
+            self.readout = FlatReadout(shapes.views, shapes.scales * self.compression.components, shapes.grid)
+            self.look_width = self.readout.width + shapes.proprioception + shapes.goal
         self.trunk, self.head = layers(self.inputs, config, config.chunk * shapes.actions)
 
     @property
