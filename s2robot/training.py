@@ -132,8 +132,8 @@ def _learn(
     if worth := by_scale(state.averaged.module, samples, held_out, lesson.encoder.scale_names):
         files.write_json(out / "scales.json", worth)
     save_policy(state.averaged.module, lesson.describe(state.averaged.module), out)
-    (out / "state.pt").unlink(missing_ok=True)
     (out / "done").touch()
+    (out / "state.pt").unlink(missing_ok=True)
 
 
 def check_processes(kind: str) -> None:

@@ -12,13 +12,16 @@ import logging
 import math
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import reduction
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from s2robot.errors import InvalidInput, S2RobotError
@@ -36,6 +39,7 @@ ONE_THREAD = {
 
 PATIENCE = 1800.0  # for one item [s]: a driver that hangs does so for ever; or what $S2ROBOT_PATIENCE says
 GRACE = 60.0  # so long it is watched before it is called hung, for this process may have been stopped itself [s]
+LOOK = 5.0  # so often it is looked whether a worker is gone of which the pool says nothing [s]
 HANGS = 3  # with the last of them the work is given up
 
 _tool: Any = None  # what this worker process made once, e.g. an environment
@@ -86,7 +90,9 @@ def work(
                     with _ctrl_c_held_back():
                         running |= {pool.submit(answer_with, answer, item): _Under(item) for item in begun.values()}
                     continue
-                done, _ = wait(running, left, FIRST_COMPLETED)
+                done, _ = wait(running, min(left, LOOK), FIRST_COMPLETED)
+                if not done and _is_cut_off(pool) and not wait(running, LOOK, FIRST_COMPLETED).done:
+                    raise BrokenProcessPool("a worker ended in the middle of its answer")
                 for future in done:
                     item = running[future].item
                     result = future.result()
@@ -101,6 +107,11 @@ def work(
             ) from error
         finally:
             stop(pool)
+
+
+def _is_cut_off(pool: ProcessPoolExecutor) -> bool:
+    """Is a worker gone? Within milliseconds the pool says so, unless it waits for the rest of that one's answer."""
+    return any(process.exitcode is not None for process in list((pool._processes or {}).values()))
 
 
 _END: Any = object()
@@ -133,8 +144,36 @@ def _left(running: dict[Future[Any], _Under[Item]], count: int, patience: float)
 
 
 def _pool(count: int, make: Callable[[], Any]) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, context, initializer=start, initargs=(make, os.getpid()))
+    context, words = multiprocessing.get_context("spawn"), (_Posted(make), os.getpid())
+    return ProcessPoolExecutor(count, context, start, words)  # type: ignore[arg-type]  # `make` arrives, see `_Posted`
+
+
+class _Posted(Generic[Result]):
+    """What makes the tool, in a file without a name.
+
+    Through the pipe that starts a worker it would keep the parent for ever, Ctrl-C held back, where the worker dies
+    before it has read all of it: Python holds that pipe's other end meanwhile.
+    """
+
+    def __init__(self, make: Callable[[], Result]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as workers may start
+        pickle.dump(make, self._file)
+        self._file.flush()
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _taken, (reduction.DupFd(self._file.fileno()),)
+
+
+def _taken(handle: Any) -> Callable[[], Any]:
+    descriptor = handle.detach()
+    try:
+        made: Callable[[], Any] = pickle.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))  # noqa: S301
+        return made
+    finally:
+        os.close(descriptor)
 
 
 def _patience() -> float:
@@ -188,21 +227,30 @@ class _Unmade(NamedTuple):
 def stop(pool: ProcessPoolExecutor) -> None:
     """End the workers now: what they are in the middle of is written atomically or not at all."""
     processes = list((pool._processes or {}).values())
-    answers: Any = pool._result_queue  # shutdown forgets it
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(timeout=5)
-        process.kill()  # who is stopped, or hangs in the kernel, does not hear the first
-        deadline = time.monotonic() + 5
-        # `join` would not wait: the pool's own thread may have been told of the end, and not yet have written it down.
-        while process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.005)
+    inside: Any = pool
+    manager, calls, answers = inside._executor_manager_thread, inside._call_queue, inside._result_queue
+    pool.shutdown(wait=False, cancel_futures=True)  # which forgets them
     # The pool's thread may be in the middle of an answer whose worker is gone. It waits for the rest as long as anyone
-    # could write it, and Python, at its end, waits for that thread.
+    # could write it, and Python, at its end, waits for that thread. First, for what follows may be interrupted.
     if answers is not None:
         answers._writer.close()
+    try:
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + 5
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()  # who is stopped, or hangs in the kernel, does not hear the first
+    deadline = time.monotonic() + 5
+    # `join` would not wait: the pool's own thread may have been told of the end, and not yet have written it down.
+    while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    if manager is not None and manager is not threading.current_thread():
+        manager.join(1)
+        if manager.is_alive() and calls is not None:  # Python 3.10: it waits until an item is taken, which nobody does
+            calls._reader.close()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import multiprocessing.spawn
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -70,11 +72,15 @@ def test_an_endless_series_may_be_left() -> None:
 def answer_in_part(folder: Path, item: int) -> int:
     """Item 1 gets no further with its answer than to say how long that is."""
     if item == 1:
+        while not (folder / "heard").exists():  # of item 0: its answer would otherwise be taken for the rest of this
+            time.sleep(0.01)
         frame: Any = sys._getframe()
         while "result_queue" not in frame.f_locals:
             frame = frame.f_back
         os.write(frame.f_locals["result_queue"]._writer.fileno(), (1000).to_bytes(4, "big"))
         (folder / "begun").touch()
+        if (folder / "die").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
     return item
 
@@ -83,12 +89,31 @@ def test_a_worker_stopped_in_the_middle_of_its_answer_keeps_nobody_waiting(tmp_p
     """Python joins the pool's thread at its end: a command that had said all it had to say never ended."""
     series = workers.work(partial(Path, tmp_path), answer_in_part, (i for i in (0, 1)), 2)
     assert next(series)[0] == 0
+    (tmp_path / "heard").touch()
     while not (tmp_path / "begun").exists():
         time.sleep(0.01)
     (pool,) = [thread for thread in threading.enumerate() if type(thread).__name__ == "_ExecutorManagerThread"]
     series.close()
     pool.join(timeout=30)
     assert not pool.is_alive()
+
+
+def test_a_worker_killed_in_the_middle_of_its_answer_is_noticed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after half an hour, as a driver that hangs."""
+    monkeypatch.setattr(workers, "LOOK", 0.5)
+    for name in ("heard", "die"):
+        (tmp_path / name).touch()
+    with pytest.raises(S2RobotError, match=r"A worker process died .* under way: 1"):
+        list(workers.work(partial(Path, tmp_path), answer_in_part, [1], 1, patience=120.0))
+
+
+def test_workers_that_die_as_they_start_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much they were to be given: a pipe takes 64 KiB, and its other end stayed open here."""
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(shutil.which("false") or "/bin/false"))
+    with pytest.raises(S2RobotError, match="A worker process died"):
+        list(workers.work(partial(len, bytes(1 << 20)), add, [1], 1, patience=120.0))
 
 
 def test_workers_use_one_thread_and_the_parent_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +221,12 @@ def test_a_worker_whose_end_another_thread_was_told_of_is_waited_for() -> None:
     ended = SimpleNamespace(
         terminate=lambda: None, kill=lambda: None, join=lambda timeout: None, is_alive=alive.__next__
     )
-    pool: Any = SimpleNamespace(_processes={1: ended}, _result_queue=None, shutdown=lambda **_: None)
+    pool: Any = SimpleNamespace(
+        _processes={1: ended},
+        _result_queue=None,
+        _call_queue=None,
+        _executor_manager_thread=None,
+        shutdown=lambda **_: None,
+    )
     workers.stop(pool)
     assert list(alive) == []
