@@ -12,7 +12,6 @@ import logging
 import math
 import multiprocessing
 import os
-import pickle
 import signal
 import tempfile
 import threading
@@ -157,7 +156,7 @@ class _Posted(Generic[Result]):
 
     def __init__(self, make: Callable[[], Result]) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as workers may start
-        pickle.dump(make, self._file)
+        self._file.write(reduction.ForkingPickler.dumps(make))
         self._file.flush()
 
     def __del__(self) -> None:
@@ -170,7 +169,7 @@ class _Posted(Generic[Result]):
 def _taken(handle: Any) -> Callable[[], Any]:
     descriptor = handle.detach()
     try:
-        made: Callable[[], Any] = pickle.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))  # noqa: S301
+        made: Callable[[], Any] = reduction.ForkingPickler.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
         return made
     finally:
         os.close(descriptor)
