@@ -128,8 +128,14 @@ def test_a_prior_of_another_kind_of_world_is_refused(said: dict[str, Any], words
         (lambda: PPOConfig(lr=-1.0), "lr is -1"),
         (lambda: PPOConfig(gae=2.0), "gae 2"),
         (lambda: small_run(Path(), "sac", "privileged", "Reach", "--learn.starts", "40"), "40 decisions, .* after 40"),
-        (lambda: small_run(Path(), "rlpd", "privileged", "Reach", "--learn.alone", "34"), "are 34 updates .* after 34"),
-        (lambda: small_run(Path(), "rlpd", "privileged", "Reach", "--learn.delay", "35"), "are 34 updates .* after 34"),
+        (
+            lambda: small_run(Path(), "rlpd", "privileged", "Reach", "--learn.updates", "1", "--learn.alone", "34"),
+            "are 34 updates .* after 34",
+        ),
+        (
+            lambda: small_run(Path(), "rlpd", "privileged", "Reach", "--learn.updates", "1", "--learn.delay", "35"),
+            "are 34 updates .* after 34",
+        ),
         (lambda: small_run(Path(), "sac", "pixels", "Reach", "--sight.size", "35"), "would read 35 of them"),
         (lambda: small_run(Path(), "sac", "pixels", "Reach", "--world.frame_size", "32"), "would read 32 of them"),
         (lambda: RLPDConfig(batch=0), "batch is 0"),
