@@ -25,9 +25,7 @@ from s2robot.policies.rl_picker import corrected, pick
 from s2robot.policies.rlpd import RLPD, RLPDConfig, RLPDPolicy
 from s2robot.policies.rlpd import make as make_rlpd
 
-LOG_STD = (
-    -2.0
-)  # of the actor's noise: fixed, but before tanh (TD3's is after it), so that near -1 and 1 there is little
+LOG_STD = -2.0  # of the actor's noise, fixed as TD3's, but before tanh: little is left of it near -1 and 1
 PRICE = 0.01  # of a correction of 1, before tanh, in all numbers of a chunk; values are in [0, 1]
 PROPOSAL = "proposal"  # the key of the prior's chunk, see `s2robot.adapters.sb3_sight`
 
