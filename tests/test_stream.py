@@ -235,10 +235,8 @@ def test_what_int8_makes_of_company_is_measured(monkeypatch: pytest.MonkeyPatch)
     stream, frame = encoder.stream("front"), random_frames(256, 256, 3)
     stream(frame)
     frame[:8, :8] = 0  # a corner: of the tiles two are encoded again, without the others
-    found, whole = stream(frame).map, encoder(frame).map
-    told = stream.statistics().worst_error
-    assert told is not None and told == pytest.approx(float((found - whole).norm() / whole.norm()), rel=0.1)
-    assert 0 < told < 0.02
+    error = float((stream(frame).map - (whole := encoder(frame).map)).norm() / whole.norm())
+    assert stream.statistics().worst_error == pytest.approx(error, rel=0.1) and 0 < error < 0.02
 
 
 def test_two_cameras_do_not_mix(encoder: Encoder) -> None:
