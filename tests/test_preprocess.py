@@ -156,7 +156,7 @@ def test_area_is_the_mean_of_the_pixels(now: Size, size: Size, step: Size) -> No
 ])  # fmt: skip
 @pytest.mark.parametrize(("now", "size"), [((50, 70), (16, 24)), ((97, 61), (32, 48)), ((64, 50), (16, 16))])
 def test_smaller_images_are_pillows(interpolation: str, filter_: Any, now: Size, size: Size) -> None:
-    frame = random_frames(*now, 3)
+    frame = random_frames(*now, 3) // 2 + 64  # before 13 Pillow cuts off, between its passes, what leaves 0 to 255
     expected = np.asarray(Image.fromarray(frame).resize(size[::-1], filter_), dtype=np.float32)
     images = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
     resized = resize_frames(images, size, contract(interpolation))[0].permute(1, 2, 0).numpy()
