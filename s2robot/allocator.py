@@ -2,7 +2,8 @@
 
 glibc asks the system for every block of more than 32 MB anew, and each of its pages is then zeroed at the first touch.
 The convolutions of `cnn` make dozens of such blocks in a step: with them kept, one on 128 observations of two views
-took 1.55 s of a core instead of 2.3, and the process 2.0 GB instead of 1.4 (2-core AMD EPYC, twice in turn).
+took 1.55 s of a core instead of 2.3, and the process 2.0 GB instead of 1.4 (CPU time on a 2-core AMD EPYC beside
+other work, twice in turn).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 
-# As in mallopt(3). From the first call on glibc does not move its threshold by itself, hence a usual one above its own.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+# As in mallopt(3). From the first call on glibc does not move its thresholds by itself: the usual ones are those that
+# it comes to where large blocks are freed.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 1 << 28}
-USUAL = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 1 << 26, M_TOP_PAD: 1 << 17}
+USUAL = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 1 << 25, M_TRIM_THRESHOLD: 1 << 26, M_TOP_PAD: 1 << 17}
 
 
 @contextlib.contextmanager

